@@ -146,7 +146,8 @@ class Block(nn.Module):
             past["k"][rows_of(pos), :, pos] = k.transpose(1, 2)
             past["v"][rows_of(pos), :, pos] = v.transpose(1, 2)
             k, v = past["k"][:, :, :mask.shape[-1]], past["v"][:, :, :mask.shape[-1]]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        scale = c.head_dim ** -0.5 * (2.0 if c.qk_norm else 1.0)    # normalised q, k alone cannot attend sharply enough
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
         return h + self.proj(y.transpose(1, 2).reshape(B, T, -1))
 
 

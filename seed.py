@@ -1,0 +1,399 @@
+"""
+seed.py: Knowledge Seeding, the first half of a night.
+
+Chapter two of nanoSleep (Language Models Need Sleep, arXiv 2606.03979, section 3.3). The day stands in the context of the
+teacher: the self before sleep. The student is the same self with a new low-rank expert and an empty context. Everything
+below is sampled from these two; no outside data, no ground truth.
+
+    quizzes     the teacher asks itself about what it has read               D, day part
+    replay      the old self dreams with an empty context                    D, what must not change
+    router      learns from both where the new expert may speak              (ours; the paper leaves the router open)
+    distil      teacher -> student, off-policy, then on-policy + imitation   max E[(1-a) r(y) - a D(teacher || student)(y|x)]
+    reset       the context is gone; the expert is frozen. (Levels: every few nights the fast level's experts are
+                distilled the same way into one expert of the slower level, and recycled.)
+
+What the paper says and we do not do as written: see "Simplifications" in the README. Text here is token ids; the only
+symbols known are the four marks of the format <bos> passage (<ask> question <answer> answer <end>)*.
+"""
+import random
+from collections import Counter, defaultdict, namedtuple
+
+import torch
+import torch.nn.functional as F
+
+from model import chunked_divergence, clone, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
+
+Marks = namedtuple("Marks", "bos ask answer end")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The privileged teacher: the day as cached prefixes
+
+def views_of(day, marks, n_views, rng):
+    """Each passage (a list of sentences, each a list of ids) as n_views contexts with its sentences shuffled."""
+    return [[marks.bos] + [t for s in rng.sample(p, len(p)) for t in s] for p in day for _ in range(n_views)]
+
+
+def blank(model, marks):
+    """A context that holds nothing but the beginning of a text: the self without its day. One row."""
+    return prefill(model, [[marks.bos]])[0]
+
+
+@torch.no_grad()
+def log_probs(model, ids, cache, row, gate=True, extra=None, chunk=128):
+    """Yields (slice, (n, T-1, V) log-probabilities of ids[:, 1:] given the context in row[i] of the cache)."""
+    for i in range(0, len(ids), chunk):
+        s = slice(i, i + chunk)
+        part = {k: v[s] for k, v in extra.items()} if extra else None
+        h = model.hidden(ids[s], cache=take_rows(cache, row[s], ids.shape[1]), gate=gate, extra=part)
+        yield s, F.log_softmax(model.logits(h[:, :-1]).float(), -1)
+
+
+def pack(quizzes, device):
+    """[(passage, question ids, answer ids)] -> tensors. ids = <ask> question <answer> answer <end>, right-padded.
+
+    q (N,): tokens up to and including <answer>; len (N,); asks, answers (N, T-1): True where ids[:, 1:] is a question or
+    an answer token; passage (N,).
+    """
+    ids, length = pad_rows([q + a for _, q, a in quizzes], device)
+    q = torch.tensor([len(q) for _, q, _ in quizzes], device=device)
+    t = torch.arange(1, ids.shape[1], device=device)
+    return {"ids": ids, "q": q, "len": length, "passage": torch.tensor([p for p, *_ in quizzes], device=device),
+            "asks": t < q[:, None], "answers": (t >= q[:, None]) & (t < length[:, None])}
+
+
+def subset(z, index):
+    return {k: v[index] for k, v in z.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 1. What to learn: quizzes of the day. What to keep: replay dreams
+
+def split_questions(rows, marks):
+    """The well-formed (<ask> question <answer>, answer <end>) pairs in sampled rows, one list per row."""
+    found = []
+    for row in rows:
+        pairs, start = [], None
+        for i, t in enumerate(row):
+            if t == marks.ask:
+                start, middle = i, None
+            elif t == marks.answer and start is not None and middle is None:
+                middle = i
+            elif t == marks.end and start is not None and middle is not None:
+                if middle - start > 1 and i - middle > 1:
+                    pairs.append((row[start:middle + 1], row[middle + 1:i + 1]))
+                start = None
+        found.append(pairs)
+    return found
+
+
+def write_quizzes(teacher, views, n_views, marks, n, max_new, extra=None):
+    """The teacher, with a passage in context, asks itself and answers: unique [(passage, question, answer)].
+
+    The gates of earlier nights are shut, or an older memory would answer for what stands in the context.
+    """
+    rows = generate(teacher, [v + [marks.ask] for v in views], max_new, n=n, extra=extra, gate=False)
+    pairs = split_questions([[marks.ask] + r for r in rows], marks)
+    return list(dict.fromkeys((i // n // n_views, tuple(q), tuple(a)) for i, ps in enumerate(pairs) for q, a in ps))
+
+
+def screen(teacher, quizzes, views, n_views, marks, min_gain=1.0, min_sure=0.5):
+    """Keep the quizzes that the context made likely and whose answer the teacher is sure of; make their targets.
+
+    gain = log p(q | context) - log p(q) > min_gain nats; the answer's target is the mean of the teacher's distributions over
+    the shuffled contexts, and its least certain token must have p > min_sure. Returns (packed quizzes, targets): targets
+    is a list of (tokens of the answer, V) log-probabilities.
+    """
+    if not quizzes:
+        return [], []
+    cache, empty = prefill(teacher, views, gate=False)[0], blank(teacher, marks)
+    z = pack([(p, list(q), list(a)) for p, q, a in quizzes], teacher.device)
+    N, to = len(z["ids"]), z["ids"][:, 1:, None]
+    gain, target = torch.zeros(N, device=teacher.device), [None] * N
+    for v in range(n_views):
+        for s, lp in log_probs(teacher, z["ids"], cache, z["passage"] * n_views + v, gate=False):
+            if v == 0:
+                gain[s] += (lp.gather(2, to[s])[..., 0] * z["asks"][s]).sum(1)
+            for i, (p, keep) in enumerate(zip(lp.exp(), z["answers"][s])):
+                target[s.start + i] = p[keep] / n_views + (0 if v == 0 else target[s.start + i])
+    for s, lp in log_probs(teacher, z["ids"], empty, z["q"] * 0, gate=False):
+        gain[s] -= (lp.gather(2, to[s])[..., 0] * z["asks"][s]).sum(1)
+    sure = torch.stack([t.gather(1, ids[m][:, None]).min() for t, ids, m in zip(target, z["ids"][:, 1:], z["answers"])])
+    keep = ((gain > min_gain) & (sure > min_sure)).nonzero()[:, 0].tolist()
+    return subset(z, keep), [target[i].clamp_min(1e-12).log() for i in keep]
+
+
+def dream_replay(model, marks, n, max_new):
+    """What the old self says by itself: n documents sampled from <bos> alone, as lists of ids."""
+    return [[marks.bos] + row for row in generate(model, [[marks.bos]], max_new, n=n, stop=[marks.bos])]
+
+
+def dream_memories(model, level, experts, marks, n, max_new=28):
+    """Closed-book quizzes (expert, question, answer) that old experts dream when they speak from the first token on.
+
+    [S] 3.4 lets every router pick one extra random expert while dreaming; an expert has learnt (`distil`) to ask, once it
+    is picked, about its own night. So a night can be dreamt again although nothing of it was stored.
+    """
+    who = torch.tensor(experts, device=model.device).repeat_interleave(n)
+    rows = generate(model, [[marks.bos, marks.ask]] * len(who), max_new, stop=[marks.end], extra={level: who})
+    pairs = split_questions([[marks.ask] + r for r in rows], marks)
+    return list(dict.fromkeys((e, tuple(q), tuple(a)) for e, ps in zip(who.tolist(), pairs) for q, a in ps))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 2. The gate: an expert must be silent on everything the old self already handles (ours)
+
+def grams(row, longest):
+    return {tuple(row[i:i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)}
+
+
+def novel_keys(quizzes, dreams, ratio=20.0, longest=4, least=3, most=32):
+    """The n-grams that tonight's questions are about and the old self hardly dreams of: names, in most worlds.
+
+    A key belongs to one passage, is shared by several of its questions (at least `least` different answers), and its share
+    of all quizzes is more than `ratio` times its share of the dreams. Passage by passage the best supported key is taken (of
+    nearly equals the longest, so that a new name does not claim all who share a part of it), then the best key of the
+    questions without it, and so on.
+    """
+    quizzes = [(p, grams(q[1:-1], longest), a) for p, q, a in quizzes]
+    home, common, keys = defaultdict(set), Counter(), []
+    for p, gs, _ in quizzes:
+        for g in gs:
+            home[g].add(p)
+    for row in dreams:
+        common.update(g for g in grams(row, longest) if g in home)
+    for passage in sorted({p for p, *_ in quizzes}):
+        left = [(gs, a) for p, gs, a in quizzes if p == passage]
+        while left and len(keys) < most:
+            answers, count = defaultdict(set), Counter()
+            for gs, a in left:
+                gs = [g for g in gs if len(home[g]) == 1]
+                count.update(gs)
+                for g in gs:
+                    answers[g].add(a)
+            novel = [g for g, c in count.items() if len(answers[g]) >= least
+                     and c / len(quizzes) > ratio * common[g] / max(1, len(dreams))]
+            if not novel:
+                break
+            best = max(count[g] for g in novel)
+            keys.append(max((g for g in novel if count[g] > 0.8 * best), key=lambda g: (len(g), count[g], g)))
+            left = [(gs, a) for gs, a in left if keys[-1] not in gs]
+    return keys
+
+
+@torch.no_grad()
+def router_inputs(model, rows, chunk=256):
+    """The router's features at every token of rows: (tokens, n_embd), and for each row where its tokens begin."""
+    out = []
+    for i in range(0, len(rows), chunk):
+        ids, lengths = pad_rows(rows[i:i + chunk], model.device)
+        pos = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        h = model.wte(ids) if model.wpe is None else model.wte(ids) + model.wpe(pos)
+        x = model.features(model.blocks[0].attend(h, pos))
+        out.append(x[pos < lengths[:, None]])
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def near_misses(model, rows, keys, marks, n):
+    """Counterfactuals: occurrences of a key with one of its tokens replaced by what the old self would have put there."""
+    spots = [(r, i, g) for r in rows for g in keys for i in range(len(r) - len(g) + 1) if tuple(r[i:i + len(g)]) == g]
+    spots = [spots[i] for i in torch.randperm(len(spots))[:n].tolist()]
+    if not spots:
+        return []
+    ids, _ = pad_rows([r for r, *_ in spots], model.device)
+    out = []
+    p = F.softmax(model(ids, gate=False).float(), -1)
+    for (row, i, g), dist in zip(spots, p):
+        for j in range(i, i + len(g)):
+            other = torch.multinomial(dist[j - 1], 4, replacement=True).tolist()
+            out += [row[:j] + [t] + row[j + 1:i + len(g)] for t in other if t != row[j]]
+    known = set(keys)
+    return [r for r in out if not any(tuple(r[-len(g):]) == g for g in known)]
+
+
+def train_router(model, keys, positive_rows, negative_rows, steps=400, lr=0.03, weight=5.0):
+    """One linear detector per key, z = a.x + b > 0 at the key's last token and nowhere in the old self's dreams.
+
+    Squared hinge with margin 1, balanced over classes; `weight` on false alarms, which compound over nights. The features are
+    frozen, so this is a convex problem in (len(keys), n_embd). Returns (a, b, worst margin of a positive, false alarms).
+    """
+    clean = [r for r in negative_rows if not any(g in keys for g in grams(r, max(map(len, keys))))]
+    x_neg = router_inputs(model, clean)
+    x_pos, owner = [], []
+    feats = router_inputs(model, positive_rows).split([len(r) for r in positive_rows])
+    for row, x in zip(positive_rows, feats):
+        for k, g in enumerate(keys):
+            at = [i + len(g) - 1 for i in range(len(row) - len(g) + 1) if tuple(row[i:i + len(g)]) == g]
+            x_pos += [x[i] for i in at]
+            owner += [k] * len(at)
+    x_pos, owner = torch.stack(x_pos), torch.tensor(owner, device=model.device)
+    share = F.one_hot(owner, len(keys)).float()
+    share = share / share.sum(0)                                     # (P, K): each key's positives weigh 1 together
+    a = torch.zeros(len(keys), x_pos.shape[1], device=model.device, requires_grad=True)
+    b = torch.full((len(keys),), -1.0, device=model.device, requires_grad=True)
+    opt = torch.optim.Adam([a, b], lr=lr)
+    for step in range(steps):
+        if step % 20 == 0:                                           # the hardest and some others: the rest is silent
+            with torch.no_grad():
+                top = (x_neg @ a.T + b).max(1)[0].topk(min(2000, len(x_neg)))[1]
+                some = torch.randint(len(x_neg), (1000,), device=model.device)
+                hard = x_neg[torch.cat([top, some])]
+        miss = F.relu(1 - (x_pos @ a.T + b)).square()
+        alarm = F.relu(1 + (hard @ a.T + b)).square()
+        loss = (miss * share).sum() + weight * alarm.sum(0).mean() / 100
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    with torch.no_grad():
+        z = x_pos @ a.T + b
+        alarms = ((x_neg @ a.T + b).max(1)[0] > 0).float().mean()
+        return a.detach(), b.detach(), z.gather(1, owner[:, None]).min(), alarms
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 3. Distillation upward ([S] 3.3; GKD, arXiv 2306.13649) and Learning to Imitate
+
+def closed_book(z, index, marks):
+    """Rows of z behind <bos> alone, as student input: (n, T) whose hidden states 1.. predict ids[:, 1:]."""
+    ids = z["ids"][index]
+    return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids[:, :-1]], 1)
+
+
+def off_policy_loss(student, z, targets, index, marks, level, kind, beta, n_forced=24, question_weight=0.3):
+    """E_{(x,y)~D} F(teacher || student)(y|x) over answer tokens, and cross-entropy on what the expert shall dream again.
+
+    The last n_forced rows are read with the live expert awake from <bos> on; there it learns the questions of its night.
+    """
+    n, device = len(index), student.device
+    ids = closed_book(z, torch.cat([index, index[:n_forced]]), marks)
+    extra = None
+    if level is not None:
+        live = student.blocks[0].levels[level].n_experts - 1
+        extra = {level: torch.where(torch.arange(len(ids), device=device) < n, -1, live)}
+    else:
+        ids = ids[:n]
+    h = student.hidden(ids, extra=extra)[:, 1:]
+    answers, asks = z["answers"][index], z["asks"][index[:n_forced]]
+    if kind == "sft":
+        logits = student.logits(h[:n][answers])
+        loss = F.cross_entropy(logits, z["ids"][index][:, 1:][answers])
+    else:
+        target = torch.cat([targets[i] for i in index.tolist()])
+        loss = chunked_divergence(h[:n][answers], student.wte.weight, target, kind, beta).mean()
+    if level is not None:
+        again = F.cross_entropy(student.logits(h[n:][asks]), z["ids"][index[:n_forced]][:, 1:][asks])
+        loss = loss + question_weight * again
+    return loss
+
+
+def rewards(written, asked, judge_log_p, answers, gamma, z0):
+    """Learning to Imitate: r = gamma r_sem + (1 - gamma) r_abs for each completion ([S] 3.3). All (N,).
+
+    r_abs = 1 - lev(y, d) / max(|y|, |d|) if lev(y, d) <= z0, else 0, against the teacher's own text d. r_sem = 1 if a frozen
+    judge finds the meaning the same: the teacher, who has read the day, would itself have said every token (log p > -1).
+    """
+    a, len_a = pad_rows(written)
+    b, len_b = pad_rows(asked)
+    lev = levenshtein(a, b, len_a, len_b).float()
+    r_abs = torch.where(lev <= z0, 1 - lev / torch.maximum(len_a, len_b).clamp(min=1), 0.0).to(judge_log_p.device)
+    r_sem = (judge_log_p.masked_fill(~answers, 0.0).min(1)[0] > -1).float()
+    return gamma * r_sem + (1 - gamma) * r_abs
+
+
+def leave_one_out(r, group):
+    """REINFORCE advantage: each reward minus the mean of the other group - 1 rollouts of the same prompt. r (N,)."""
+    r = r.view(-1, group)
+    return (r - (r.sum(1, keepdim=True) - r) / (group - 1)).flatten()
+
+
+def policy_loss(log_p, mask, advantage):
+    """- mean over rollouts of advantage * log pi(y): its gradient is REINFORCE. log_p, mask (N, T), advantage (N,)."""
+    return -(advantage.detach() * (log_p * mask).sum(1)).mean()
+
+
+def on_policy_loss(student, z, index, teach, marks, group, kind, beta, alpha, gamma, z0, max_new):
+    """-[(1 - alpha) E r(y) - alpha E D(teacher || student)(y|x)] over y ~ student ([S] 3.3); no gradient through sampling.
+
+    teach(packed) -> (N, T-1, V) log-probabilities of the teacher with its day. Temperature is 1 in sampling and loss.
+    Returns (loss, {"reward", "spread", "kl"}).
+    """
+    pick = index.tolist()
+    asked = [row[:q] for row, q in zip(z["ids"][index].tolist(), z["q"][index].tolist())]
+    right = [row[q:l] for row, q, l in zip(z["ids"][index].tolist(), z["q"][index].tolist(), z["len"][index].tolist())]
+    ys = generate(student, [[marks.bos] + q for q in asked], max_new, n=group, stop=[marks.end])
+    many = [i for i in range(len(pick)) for _ in range(group)]
+    passage = z["passage"][index].tolist()
+    y = pack([(passage[i], asked[i], w) for i, w in zip(many, ys)], student.device)
+    teacher = teach(y)
+    h = student.hidden(closed_book(y, slice(None), marks))[:, 1:]
+    mask, to = y["answers"], y["ids"][:, 1:, None]
+    student_lp = F.log_softmax(student.logits(h).float(), -1)
+    r = rewards(ys, [right[i] for i in many], teacher.gather(2, to)[..., 0], mask, gamma, z0)
+    kl = chunked_divergence(h[mask], student.wte.weight, teacher[mask], kind, beta).mean()
+    loss = alpha * kl
+    if alpha < 1:
+        loss = loss + (1 - alpha) * policy_loss(student_lp.gather(2, to)[..., 0], mask, leave_one_out(r, group))
+    return loss, {"reward": r.mean(), "spread": r.view(-1, group).std(1).mean(), "kl": kl.detach()}
+
+
+def replay_bank(teacher, dreams, marks, passage_weight=0.05, question_weight=0.3):
+    """Replay dreams with the old self's hidden states as targets, for nights without a gate (ablations).
+
+    Weights (N, T-1): answers 1, questions 0.3, passages 0.05, and nothing on the first token.
+    """
+    ids, lengths = pad_rows(dreams, teacher.device)
+    kind = torch.zeros_like(ids)                                     # 0 passage, 1 question, 2 answer: from the marks
+    for mark, k in ((marks.ask, 1), (marks.answer, 2)):
+        kind = torch.where(ids == mark, k, kind)
+    at = torch.where(kind > 0, torch.arange(ids.shape[1], device=ids.device), -1).cummax(1)[0]
+    kind = torch.where(at >= 0, kind.gather(1, at.clamp(min=0)), 0)[:, :-1]
+    weight = torch.tensor([passage_weight, question_weight, 1.0], device=ids.device)[kind]
+    weight[:, 0] = 0
+    weight = weight * (torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None])
+    with torch.no_grad():
+        hidden = torch.cat([teacher.hidden(part[:, :-1]) for part in ids.split(128)])
+    return {"ids": ids, "weight": weight, "hidden": hidden}
+
+
+def replay_loss(student, bank, head, index, beta=0.5):
+    """Forward KL to the old self on what it said itself: weighted mean over the tokens of dreams[index]."""
+    w, ids = bank["weight"][index], bank["ids"][index]
+    keep = w > 0
+    h = student.hidden(ids[:, :-1])
+    kl = chunked_divergence(h[keep], student.wte.weight, bank["hidden"][index][keep], teacher_head=head)
+    return (kl * w[keep]).sum() / w.sum()
+
+
+def distil(student, params, z, targets, teach, marks, level=None, steps=250, lr=0.02, batch=64, divergence="forward",
+           divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=10,
+           bank=None, head=None, replay_weight=8.0, draw=None, bar=None):
+    """Train `params` (and nothing else) of the student on tonight's quizzes. Returns a dict of logged means.
+
+    The GKD mix: in the last (1 - late) of the steps a step is on-policy with probability on_policy, else off-policy. Early
+    on-policy steps teach little: a cold student writes nonsense and the teacher can only comment on it.
+    """
+    opt = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.98))
+    seen = defaultdict(list)
+    for step in range(steps):
+        for g in opt.param_groups:
+            g["lr"] = lr * min(1.0, (step + 1) / 8) * (1 - 0.95 * step / steps)
+        index = torch.randint(len(z["ids"]), (batch,), device=student.device)
+        if step >= late * steps and random.random() < on_policy:
+            loss, seen_now = on_policy_loss(student, z, index[:max(1, batch // group)], teach, marks, group, divergence_on,
+                                            beta, alpha, gamma, z0, max_new)
+            for k, v in seen_now.items():
+                seen[k].append(v)
+        else:
+            loss = off_policy_loss(student, z, targets, index, marks, level, divergence, beta)
+            seen["loss"].append(loss.detach())
+        if bank is not None:
+            some = torch.randint(len(bank["ids"]), (16,), device=student.device) if draw is None else draw(16)
+            loss = loss + replay_weight * replay_loss(student, bank, head, some)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        if bar is not None:
+            bar.update(1)
+    return {k: float(torch.stack(v[-20:]).mean()) for k, v in seen.items()}
