@@ -5,9 +5,10 @@ Chapter one of nanoSleep. A nanoGPT-style decoder whose every block holds, after
 memory levels, fast to slow (Nested Learning, arXiv 2512.24695; Language Models Need Sleep, arXiv 2606.03979, Eq. 1-2):
 
     h <- h + conv(norm h)                 a 3-tap causal convolution: small models learn to read much sooner with it
-    h <- h + attention(norm h)            memory level 0: the context. Fastest, most fragile
+    h <- h + attention(norm h)            the context: the fastest and most fragile memory
+    h <- h + level_0(norm h)              lives for seconds: throw-away experts, each trying out one dream
     h <- h + level_1(norm h)              fast level: empty at first, one low-rank expert a night
-    h <- h + level_k(norm h)              slow level: the pretrained MLP and the experts consolidated into it
+    h <- h + level_2(norm h)              slow level: the pretrained MLP and the experts consolidated into it
 
     level(x) = MLP(x) + B_e phi(A_e x)    e chosen by the router; most tokens choose no expert at all
 
@@ -44,7 +45,7 @@ class Config:
     qk_norm: bool = True
     conv: int = 3               # taps of the causal convolution; 0: none (GPT-2)
     norm_eps: float = 1e-5
-    ranks: tuple = (32, 96)     # expert rank of each memory level, fast to slow; the last level holds the MLP
+    ranks: tuple = (32, 32, 96) # expert rank of each memory level, fast to slow; the last level holds the MLP
     window: int = 16            # tokens an expert stays awake after the router recognised something
 
 
@@ -117,25 +118,28 @@ class Block(nn.Module):
         self.config, inner = config, config.n_head * config.head_dim
         if config.conv:
             self.norm_conv = Norm(config.n_embd, config)
-            self.conv = nn.Parameter(torch.zeros(config.n_embd, config.conv))     # zero: silent at the start
+            self.conv = nn.Parameter(torch.randn(config.n_embd, config.conv) / 2)  # zeros here learn to read much later
         self.norm = Norm(config.n_embd, config)
         self.qkv = nn.Linear(config.n_embd, 3 * inner, bias=config.bias)
         self.proj = nn.Linear(inner, config.n_embd, bias=config.bias)
         last = len(config.ranks) - 1
         self.levels = nn.ModuleList(Level(config, r, mlp=(i == last)) for i, r in enumerate(config.ranks))
 
+    def convolve(self, h, pos, past=None):
+        """h (B, T, n_embd), pos (B, T). past: this block's part of the cache; it is written in place."""
+        if not self.config.conv:
+            return h
+        x, taps, T = self.norm_conv(h), self.config.conv - 1, h.shape[1]
+        if past is None:
+            x = F.pad(x, (0, 0, taps, 0))
+        else:                                                        # the cache keeps taps zeros before position 0
+            past["x"][rows_of(pos), pos + taps] = x
+            before = pos[:, :1] + torch.arange(taps, device=h.device)
+            x = past["x"][rows_of(pos), torch.cat([before, pos + taps], 1)]
+        return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
+
     def attend(self, h, pos, past=None, mask=None):
-        """h (B, T, n_embd), pos (B, T). past: this block's part of the cache, already holding what came before."""
         c, (B, T, _) = self.config, h.shape
-        if c.conv:
-            x, taps = self.norm_conv(h), c.conv - 1
-            if past is None:
-                x = F.pad(x, (0, 0, taps, 0))
-            else:                                                    # the cache keeps taps zeros before position 0
-                rows = torch.arange(B, device=h.device)[:, None]
-                past["x"][rows, pos + taps] = x
-                x = past["x"][rows, torch.cat([pos[:, :1] + torch.arange(taps, device=h.device), pos + taps], 1)]
-            h = h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(c.conv))
         q, k, v = self.qkv(self.norm(h)).view(B, T, 3, c.n_head, c.head_dim).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)           # (B, H, T, D)
         if c.qk_norm:
@@ -205,9 +209,11 @@ class GPT(nn.Module):
         if self.wpe is not None:
             h = h + self.wpe(pos)
         for i, block in enumerate(self.blocks):
-            h = block.attend(h, pos, None if cache is None else cache["blocks"][i], mask)
+            past = None if cache is None else cache["blocks"][i]
+            h = block.convolve(h, pos, past)
             if i == 0:
                 choice = self.route(h, pos, cache, lengths, extra, gate)
+            h = block.attend(h, pos, past, mask)
             for level, expert in zip(block.levels, choice):
                 h = level(h, expert)
         if cache is not None:
@@ -222,7 +228,11 @@ class GPT(nn.Module):
         return self.logits(self.hidden(idx, **kw))
 
     def features(self, h):
-        """What the router sees: the input of the first block's memory levels, normalised without a gain."""
+        """What the router sees: the first block's convolution, normalised without a gain.
+
+        That is a fixed point in space for each run of `conv` tokens, whatever came before, so a linear detector can pick one
+        such run out of all others (a matched filter: no other point of the sphere has as large a product with it).
+        """
         return F.rms_norm(h, h.shape[-1:], eps=self.config.norm_eps)
 
     def route(self, h, pos, cache, lengths, extra, gate):
@@ -265,7 +275,8 @@ class GPT(nn.Module):
     def unlock(self, level, n=1, seed=0):
         """Add n live experts to a level of every block; B = 0, so not one bit of the function changes ([S] 3.2).
 
-        Returns the live parameters, the only ones a night trains. They stay live until `settle` or `discard`.
+        Returns the live parameters, the only ones a night trains. They stay live until `settle` or `discard`. [S] allocates
+        slots at the start and masks them; here a slot is made when it is needed: the same function, less memory.
         """
         gen = torch.Generator().manual_seed(seed)
         for block in self.blocks:
@@ -275,11 +286,19 @@ class GPT(nn.Module):
             lev.B_live = nn.Parameter(torch.zeros_like(lev.A_live).transpose(1, 2).contiguous())
         return self.live(level)
 
+    def reopen(self, level):
+        """Make the settled experts of a level live again (the writer of dream.py learns a little every night)."""
+        for block in self.blocks:
+            lev = block.levels[level]
+            lev.A_live, lev.B_live = nn.Parameter(lev.A.clone()), nn.Parameter(lev.B.clone())
+            lev.A, lev.B = lev.A[:0], lev.B[:0]
+        return self.live(level)
+
     def live(self, level):
         return [p for b in self.blocks for p in (b.levels[level].A_live, b.levels[level].B_live) if p is not None]
 
     def settle(self, level):
-        """Freeze the live experts into their slots."""
+        """Freeze the live experts of a level."""
         for block in self.blocks:
             lev = block.levels[level]
             lev.A, lev.B = torch.cat([lev.A, lev.A_live.detach()]), torch.cat([lev.B, lev.B_live.detach()])
@@ -309,7 +328,7 @@ class GPT(nn.Module):
         for name, buffer in list(self.named_buffers()):              # experts and detectors: as many as were saved
             if name in state:
                 owner, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-                setattr(owner, leaf, torch.zeros_like(state[name], device=buffer.device))
+                setattr(owner, leaf, torch.zeros_like(state[name], dtype=buffer.dtype, device=buffer.device))
         return super().load_state_dict(state, **kw)
 
 
@@ -381,7 +400,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
     out = []
     for step in range(max_new):
         if trie is not None:
-            logits = logits.masked_fill(trie[state] < 0, -torch.inf)
+            logits = logits.masked_fill((trie[state] < 0) & ~done[:, None], -torch.inf)
         if temperature == 0:
             token = logits.argmax(-1)
         else:
@@ -481,10 +500,11 @@ def read_safetensors(path):
         raise ValueError(f"{path} is not a valid safetensors file: {e}") from None
 
 
-def from_pretrained(path, ranks=(32,), n_head=None):
+def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
     """GPT-2 weights (a .safetensors file, or a folder with model.safetensors) as a GPT of this file.
 
-    n_head: from config.json beside the file, else one head per 64 dimensions, as in every released GPT-2.
+    n_head: from config.json beside the file, else one head per 64 dimensions, as in every released GPT-2. extra_tokens:
+    rows added to the vocabulary, each the mean of all rows.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "model.safetensors")
@@ -500,13 +520,14 @@ def from_pretrained(path, ranks=(32,), n_head=None):
             n_head = json.load(f).get("n_head")
     n_head = n_head or max(1, d // 64)
     layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("h."))
-    config = Config(vocab_size=vocab, block_size=len(t["wpe.weight"]), n_layer=layers, n_head=n_head, head_dim=d // n_head,
+    config = Config(vocab_size=vocab + extra_tokens, block_size=len(t["wpe.weight"]), n_layer=layers, n_head=n_head, head_dim=d // n_head,
                     n_embd=d, d_ff=t["h.0.mlp.c_fc.weight"].shape[1], act="gelu", rope=False, rms=False, bias=True,
                     qk_norm=False, conv=0, ranks=tuple(ranks))
     model, slow = GPT(config), f"levels.{len(ranks) - 1}."
     names = {"ln_1.": "norm.", "ln_2.": slow + "norm.", "attn.c_attn.": "qkv.", "attn.c_proj.": "proj.",
              "mlp.c_fc.": slow + "up.", "mlp.c_proj.": slow + "down."}
-    state = {"wte.weight": t["wte.weight"], "wpe.weight": t["wpe.weight"],
+    more = t["wte.weight"].float().mean(0).expand(extra_tokens, d)
+    state = {"wte.weight": torch.cat([t["wte.weight"].float(), more]), "wpe.weight": t["wpe.weight"],
              "norm.weight": t["ln_f.weight"], "norm.bias": t["ln_f.bias"]}
     for i in range(layers):
         for theirs, ours in names.items():

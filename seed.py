@@ -66,6 +66,12 @@ def subset(z, index):
     return {k: v[index] for k, v in z.items()}
 
 
+def unpack(z):
+    """The inverse of pack: [(passage, question ids, answer ids)]."""
+    return [(p, tuple(row[:q]), tuple(row[q:n])) for p, row, q, n in
+            zip(z["passage"].tolist(), z["ids"].tolist(), z["q"].tolist(), z["len"].tolist())]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # 1. What to learn: quizzes of the day. What to keep: replay dreams
 
@@ -87,40 +93,56 @@ def split_questions(rows, marks):
     return found
 
 
-def write_quizzes(teacher, views, n_views, marks, n, max_new, extra=None):
-    """The teacher, with a passage in context, asks itself and answers: unique [(passage, question, answer)].
+def reader(teacher, cache, n_views=0, gate=False):
+    """The teacher as a function: packed quizzes -> (N, T-1, V) log-probabilities, each given a random view of its passage.
 
-    The gates of earlier nights are shut, or an older memory would answer for what stands in the context.
+    n_views 0: a teacher without contexts (one blank row), whose own experts answer (gate=True).
     """
-    rows = generate(teacher, [v + [marks.ask] for v in views], max_new, n=n, extra=extra, gate=False)
-    pairs = split_questions([[marks.ask] + r for r in rows], marks)
-    return list(dict.fromkeys((i // n // n_views, tuple(q), tuple(a)) for i, ps in enumerate(pairs) for q, a in ps))
+    def teach(y):
+        view = torch.randint(max(1, n_views), y["passage"].shape, device=y["passage"].device)
+        row = y["passage"] * n_views + view * (n_views > 0)
+        return torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, row, gate=gate)])
+    return teach
 
 
-def screen(teacher, quizzes, views, n_views, marks, min_gain=1.0, min_sure=0.5):
-    """Keep the quizzes that the context made likely and whose answer the teacher is sure of; make their targets.
+def with_targets(z, teachers):
+    """Add to packed quizzes the mean of the teachers' answer distributions: target (N, A, V) log-probabilities, has (N, A).
 
-    gain = log p(q | context) - log p(q) > min_gain nats; the answer's target is the mean of the teacher's distributions over
-    the shuffled contexts, and its least certain token must have p > min_sure. Returns (packed quizzes, targets): targets
-    is a list of (tokens of the answer, V) log-probabilities.
+    Also sure (N,): the probability of the least certain token of the answer.
     """
-    if not quizzes:
-        return [], []
-    cache, empty = prefill(teacher, views, gate=False)[0], blank(teacher, marks)
-    z = pack([(p, list(q), list(a)) for p, q, a in quizzes], teacher.device)
-    N, to = len(z["ids"]), z["ids"][:, 1:, None]
-    gain, target = torch.zeros(N, device=teacher.device), [None] * N
-    for v in range(n_views):
-        for s, lp in log_probs(teacher, z["ids"], cache, z["passage"] * n_views + v, gate=False):
-            if v == 0:
-                gain[s] += (lp.gather(2, to[s])[..., 0] * z["asks"][s]).sum(1)
-            for i, (p, keep) in enumerate(zip(lp.exp(), z["answers"][s])):
-                target[s.start + i] = p[keep] / n_views + (0 if v == 0 else target[s.start + i])
-    for s, lp in log_probs(teacher, z["ids"], empty, z["q"] * 0, gate=False):
-        gain[s] -= (lp.gather(2, to[s])[..., 0] * z["asks"][s]).sum(1)
-    sure = torch.stack([t.gather(1, ids[m][:, None]).min() for t, ids, m in zip(target, z["ids"][:, 1:], z["answers"])])
-    keep = ((gain > min_gain) & (sure > min_sure)).nonzero()[:, 0].tolist()
-    return subset(z, keep), [target[i].clamp_min(1e-12).log() for i in keep]
+    count = z["len"] - z["q"]
+    has = torch.arange(int(count.max()), device=count.device) < count[:, None]
+    mean = sum(teach(z)[z["answers"]].exp() for teach in teachers) / len(teachers)          # (answer tokens, V)
+    target = mean.new_zeros(*has.shape, mean.shape[-1])
+    target[has] = mean.clamp_min(1e-12).log()
+    said = mean.new_ones(has.shape)
+    said[has] = mean.gather(1, z["ids"][:, 1:][z["answers"]][:, None])[:, 0]
+    return {**z, "target": target, "has": has, "sure": said.min(1)[0]}
+
+
+def question_log_p(z, log_p):
+    """log p(question) of each packed quiz from (N, T-1, V) log-probabilities: (N,)."""
+    return (log_p.gather(2, z["ids"][:, 1:, None])[..., 0] * z["asks"]).sum(1)
+
+
+def screen(teacher, quizzes, cache, n_views, marks, min_gain=1.0, min_sure=0.5):
+    """Pack quizzes, make their targets, and keep those that the day made likely and whose answer the teacher is sure of.
+
+    gain = log p(q | context) - log p(q) > min_gain nats: chit-chat and questions about old things gain nothing from the
+    context. The target of an answer is the mean of the teacher's distributions over the shuffled contexts of its passage,
+    and its least certain token must have p > min_sure. Raises ValueError if nothing is left.
+    """
+    z = pack(quizzes, teacher.device)
+    fixed = [lambda y, v=v: torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, y["passage"] * n_views + v,
+                                                                 gate=False)]) for v in range(n_views)]
+    gain = question_log_p(z, fixed[0](z)) - question_log_p(z, reader(teacher, blank(teacher, marks))(z))
+    z = subset(z, gain > min_gain)
+    if len(z["ids"]):
+        z = with_targets(z, fixed)
+        z = subset(z, z["sure"] > min_sure)
+    if not len(z["ids"]):
+        raise ValueError("the self wrote no usable quiz about its day: it cannot read yet; pretrain longer")
+    return z
 
 
 def dream_replay(model, marks, n, max_new):
@@ -147,7 +169,7 @@ def grams(row, longest):
     return {tuple(row[i:i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)}
 
 
-def novel_keys(quizzes, dreams, ratio=20.0, longest=4, least=3, most=32):
+def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, most=32):
     """The n-grams that tonight's questions are about and the old self hardly dreams of: names, in most worlds.
 
     A key belongs to one passage, is shared by several of its questions (at least `least` different answers), and its share
@@ -189,7 +211,7 @@ def router_inputs(model, rows, chunk=256):
         ids, lengths = pad_rows(rows[i:i + chunk], model.device)
         pos = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         h = model.wte(ids) if model.wpe is None else model.wte(ids) + model.wpe(pos)
-        x = model.features(model.blocks[0].attend(h, pos))
+        x = model.features(model.blocks[0].convolve(h, pos))
         out.append(x[pos < lengths[:, None]])
     return torch.cat(out)
 
@@ -212,14 +234,14 @@ def near_misses(model, rows, keys, marks, n):
     return [r for r in out if not any(tuple(r[-len(g):]) == g for g in known)]
 
 
-def train_router(model, keys, positive_rows, negative_rows, steps=400, lr=0.03, weight=5.0):
+def train_router(model, keys, positive_rows, negative_rows, steps=300, lr=0.1, weight=5.0):
     """One linear detector per key, z = a.x + b > 0 at the key's last token and nowhere in the old self's dreams.
 
     Squared hinge with margin 1, balanced over classes; `weight` on false alarms, which compound over nights. The features are
     frozen, so this is a convex problem in (len(keys), n_embd). Returns (a, b, worst margin of a positive, false alarms).
     """
     clean = [r for r in negative_rows if not any(g in keys for g in grams(r, max(map(len, keys))))]
-    x_neg = router_inputs(model, clean)
+    x_neg = router_inputs(model, clean) if clean else torch.zeros(1, model.config.n_embd, device=model.device)
     x_pos, owner = [], []
     feats = router_inputs(model, positive_rows).split([len(r) for r in positive_rows])
     for row, x in zip(positive_rows, feats):
@@ -251,6 +273,20 @@ def train_router(model, keys, positive_rows, negative_rows, steps=400, lr=0.03, 
         return a.detach(), b.detach(), z.gather(1, owner[:, None]).min(), alarms
 
 
+def recognise(model, quizzes, views, dreams, marks):
+    """Find tonight's keys and train their detectors. quizzes: unpacked. Returns (keys, (a, b), false alarms on dreams).
+
+    Raises ValueError when the day holds nothing that the old self does not dream of.
+    """
+    keys = novel_keys(quizzes, dreams, longest=model.config.conv or 3)
+    if not keys:
+        raise ValueError("nothing new was recognised in the day: no name or phrase that the old self does not dream of")
+    asked = [[marks.bos, *q] for _, q, _ in quizzes]
+    misses = near_misses(model, asked, keys, marks, 400) if dreams else []
+    a, b, _, alarms = train_router(model, keys, asked + views, dreams + misses)
+    return keys, (a, b), float(alarms)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # 3. Distillation upward ([S] 3.3; GKD, arXiv 2306.13649) and Learning to Imitate
 
@@ -260,7 +296,7 @@ def closed_book(z, index, marks):
     return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids[:, :-1]], 1)
 
 
-def off_policy_loss(student, z, targets, index, marks, level, kind, beta, n_forced=24, question_weight=0.3):
+def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=24, question_weight=0.3):
     """E_{(x,y)~D} F(teacher || student)(y|x) over answer tokens, and cross-entropy on what the expert shall dream again.
 
     The last n_forced rows are read with the live expert awake from <bos> on; there it learns the questions of its night.
@@ -279,7 +315,7 @@ def off_policy_loss(student, z, targets, index, marks, level, kind, beta, n_forc
         logits = student.logits(h[:n][answers])
         loss = F.cross_entropy(logits, z["ids"][index][:, 1:][answers])
     else:
-        target = torch.cat([targets[i] for i in index.tolist()])
+        target = z["target"][index][z["has"][index]]
         loss = chunked_divergence(h[:n][answers], student.wte.weight, target, kind, beta).mean()
     if level is not None:
         again = F.cross_entropy(student.logits(h[n:][asks]), z["ids"][index[:n_forced]][:, 1:][asks])
@@ -365,30 +401,32 @@ def replay_loss(student, bank, head, index, beta=0.5):
     return (kl * w[keep]).sum() / w.sum()
 
 
-def distil(student, params, z, targets, teach, marks, level=None, steps=250, lr=0.02, batch=64, divergence="forward",
-           divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=10,
-           bank=None, head=None, replay_weight=8.0, draw=None, bar=None):
-    """Train `params` (and nothing else) of the student on tonight's quizzes. Returns a dict of logged means.
+def distil(student, params, z, teach, marks, level=None, steps=200, lr=0.02, batch=64, divergence="forward",
+           divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=12,
+           bank=None, head=None, replay_weight=8.0, weights=None, warmup=8, bar=None):
+    """Train `params` (and nothing else) of the student on packed quizzes z with targets. Returns a dict of logged means.
 
     The GKD mix: in the last (1 - late) of the steps a step is on-policy with probability on_policy, else off-policy. Early
-    on-policy steps teach little: a cold student writes nonsense and the teacher can only comment on it.
+    on-policy steps teach little: a cold student writes nonsense and the teacher can only comment on it. weights (N,): how
+    often each quiz is drawn (dream.py's curriculum). bank, head: replay for a student without a gate.
     """
     opt = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.98))
+    weights = torch.ones(len(z["ids"]), device=student.device) if weights is None else weights
     seen = defaultdict(list)
     for step in range(steps):
         for g in opt.param_groups:
-            g["lr"] = lr * min(1.0, (step + 1) / 8) * (1 - 0.95 * step / steps)
-        index = torch.randint(len(z["ids"]), (batch,), device=student.device)
+            g["lr"] = lr * min(1.0, (step + 1) / warmup) * (1 - 0.95 * step / steps)
+        index = torch.multinomial(weights, batch, replacement=True)
         if step >= late * steps and random.random() < on_policy:
             loss, seen_now = on_policy_loss(student, z, index[:max(1, batch // group)], teach, marks, group, divergence_on,
                                             beta, alpha, gamma, z0, max_new)
             for k, v in seen_now.items():
                 seen[k].append(v)
         else:
-            loss = off_policy_loss(student, z, targets, index, marks, level, divergence, beta)
+            loss = off_policy_loss(student, z, index, marks, level, divergence, beta)
             seen["loss"].append(loss.detach())
         if bank is not None:
-            some = torch.randint(len(bank["ids"]), (16,), device=student.device) if draw is None else draw(16)
+            some = torch.multinomial(bank["draw"], 16, replacement=True)
             loss = loss + replay_weight * replay_loss(student, bank, head, some)
         opt.zero_grad()
         loss.backward()
@@ -397,3 +435,43 @@ def distil(student, params, z, targets, teach, marks, level=None, steps=250, lr=
         if bar is not None:
             bar.update(1)
     return {k: float(torch.stack(v[-20:]).mean()) for k, v in seen.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 4. From level to level: what many nights wrote into the fast level becomes one expert of the slower one
+
+def awake(model, z, level, expert, marks):
+    """(N,) True where the router wakes this expert of this level by the time the question has been read."""
+    ids = torch.cat([torch.full_like(z["ids"][:, :1], marks.bos), z["ids"]], 1)
+    cache = new_cache(model, *ids.shape)
+    with torch.no_grad():
+        model.hidden(ids, cache=cache, lengths=z["q"] + 1)           # up to and including <answer>
+    fired, owner = cache["fired"][:, 0], model.owner[cache["unit"][:, 0]]
+    return (fired >= 0) & (z["q"] - fired < model.config.window) & (owner[:, 0] == level) & (owner[:, 1] == expert)
+
+
+def write_memories(teacher, level, marks, n=256, min_sure=0.5):
+    """The closed-book quizzes of all nights a level still holds, dreamt by its own experts, with their answers as targets.
+
+    Kept if the router itself wakes that expert on the question (an old name would not) and it is sure of its answer.
+    """
+    experts = range(teacher.blocks[0].levels[level].n_experts)
+    z = pack(dream_memories(teacher, level, list(experts), marks, n), teacher.device)
+    z = subset(z, awake(teacher, z, level, z["passage"], marks))
+    z = with_targets(z, [reader(teacher, blank(teacher, marks), gate=True)])
+    return subset(z, z["sure"] > min_sure)
+
+
+def consolidate(model, fast, slow, marks, steps=600, bar=None, **kw):
+    """Distil every expert of level `fast` into one new expert of level `slow`, then reset `fast` ([S] 2.2, 3.3).
+
+    The teacher is the self before; the new expert inherits the detectors, so it wakes exactly where they did. Returns
+    (logged means, number of quizzes).
+    """
+    teacher = clone(model)
+    z = write_memories(teacher, fast, marks)
+    model.reset(fast, heir=(slow, model.blocks[0].levels[slow].n_experts))
+    params = model.unlock(slow, seed=len(model.owner))
+    seen = distil(model, params, z, reader(teacher, blank(teacher, marks), gate=True), marks, level=slow, steps=steps, bar=bar, **kw)
+    model.settle(slow)
+    return seen, len(z["ids"])

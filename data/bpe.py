@@ -46,10 +46,10 @@ def train_bpe(texts, vocab_size):
     return ranks
 
 
-def encoding(ranks, name="nanosleep"):
-    """{bytes: rank} -> tiktoken.Encoding with the four special tokens behind the ranks."""
-    special = {s: len(ranks) + i for i, s in enumerate(SPECIAL)}
-    return tiktoken.Encoding(name, pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+def encoding(ranks, name="nanosleep", split=SPLIT, first=None):
+    """{bytes: rank} -> tiktoken.Encoding with the four special tokens from id `first` on (default: right behind the ranks)."""
+    special = {s: (first or len(ranks)) + i for i, s in enumerate(SPECIAL)}
+    return tiktoken.Encoding(name, pat_str=split, mergeable_ranks=ranks, special_tokens=special)
 
 
 def save_ranks(ranks, path):
@@ -62,7 +62,7 @@ def load_ranks(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no tokenizer at {path}: it ships with the repository; restore it with git checkout")
     ranks = {}
-    with open(path) as f:
+    with open(path, encoding="ascii", errors="replace") as f:     # a damaged byte is a damaged line
         for n, line in enumerate(f, 1):
             try:
                 token, rank = line.split()

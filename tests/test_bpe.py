@@ -14,7 +14,7 @@ TEXTS = ["Ada Lovelace was born in London in 1815.", "Alan Turing was born in Lo
 
 @pytest.fixture(scope="module")
 def ranks():
-    return train_bpe(TEXTS, 320)
+    return train_bpe(TEXTS, 280)
 
 
 def slow_bpe(texts, vocab_size):
@@ -44,7 +44,7 @@ def slow_bpe(texts, vocab_size):
 
 
 def test_train_bpe_equals_the_slow_trainer(ranks):
-    assert ranks == slow_bpe(TEXTS, 320) and len(ranks) == 320 - len(SPECIAL)
+    assert list(ranks.items()) == list(slow_bpe(TEXTS, 280).items()) and len(ranks) == 280 - len(SPECIAL)
     for seed in range(40):                                           # few letters: long runs, many ties, many repeats
         draw = random.Random(seed)
         texts = ["".join(draw.choice("ab c"[:draw.randint(1, 4)]) for _ in range(40)) for _ in range(4)]
@@ -52,7 +52,7 @@ def test_train_bpe_equals_the_slow_trainer(ranks):
 
 
 def test_train_bpe_does_not_depend_on_the_order_of_texts(ranks):
-    assert list(train_bpe(TEXTS[::-1], 320).items()) == list(ranks.items())
+    assert list(train_bpe(TEXTS[::-1], 280).items()) == list(ranks.items())
 
 
 def test_merges_stop_when_nothing_repeats():
@@ -62,7 +62,7 @@ def test_merges_stop_when_nothing_repeats():
 
 def test_every_text_comes_back(ranks):
     enc = encoding(ranks)
-    anywhere = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]                     # surrogates are no characters
+    anywhere = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]                 # surrogates are no characters
     for draw in (range(128), range(0x3000), anywhere):
         for _ in range(100):
             text = "".join(chr(random.choice(draw)) for _ in range(random.randint(0, 30)))

@@ -20,8 +20,8 @@ def experts_one_by_one(x, expert, A, B):
     return torch.stack(rows)
 
 
-SIZES = [(1, 1, 16), (1, 5, 16), (16, 1, 16), (17, 1, 16), (31, 2, 16), (50, 3, 16), (64, 9, 16), (33, 40, 16), (13, 4, 1),
-         (100, 7, 5), (5, 3, 64)]
+SIZES = [(1, 1, 16), (1, 5, 16), (16, 1, 16), (17, 1, 16), (31, 2, 16), (50, 3, 16), (64, 9, 16), (33, 40, 16),
+         (13, 4, 1), (100, 7, 5), (5, 3, 64)]
 
 
 @pytest.mark.parametrize("N, E, tile", SIZES)
@@ -37,11 +37,11 @@ def test_grouped_experts_equal_a_loop_over_tokens(N, E, tile, who):
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-13)
     assert (fast[expert == E] == 0).all()                            # silent means exactly zero, not small
     ours = torch.autograd.grad((fast * weight).sum(), [x, A, B])
-    if who == "silent":
+    if (expert == E).all():
         assert all((g == 0).all() for g in ours)
     else:
-        for ours, theirs in zip(ours, torch.autograd.grad((slow * weight).sum(), [x, A, B], allow_unused=True)):
-            torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs, rtol=0, atol=1e-12)
+        theirs = torch.autograd.grad((slow * weight).sum(), [x, A, B])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_jsd_against_numbers_worked_out_by_hand():
 
 
 def test_jsd_leans_to_forward_kl_at_beta_0_and_to_reverse_kl_at_beta_1():
-    # GKD: JSD / beta -> KL(teacher || student) for beta -> 0, and JSD / (1 - beta) -> KL(student || teacher) for beta -> 1
+    # GKD: JSD / beta -> KL(teacher || student) for beta -> 0, JSD / (1 - beta) -> KL(student || teacher) for beta -> 1
     tiny = 1e-5
     assert abs(divergence(T, S, "jsd", tiny).item() / tiny - FORWARD) < 1e-4
     assert abs(divergence(T, S, "jsd", 1 - tiny).item() / tiny - REVERSE) < 1e-4
@@ -111,7 +111,7 @@ def test_chunked_divergence_equals_the_whole(teacher_has_head, kind, temperature
     whole = divergence(target, (hidden @ head.T / temperature).log_softmax(-1), kind, 0.3)
     parts = chunked_divergence(hidden, head, teacher, kind, 0.3, CHUNK, teacher_head, temperature)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
-    weight = torch.rand(N)                                           # every position its own weight, as in a masked loss
+    weight = torch.rand(N)                                           # every position its own weight, as under a mask
     for ours, theirs in zip(torch.autograd.grad((parts * weight).sum(), [hidden, head]),
                             torch.autograd.grad((whole * weight).sum(), [hidden, head])):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -120,13 +120,18 @@ def test_chunked_divergence_equals_the_whole(teacher_has_head, kind, temperature
 @pytest.mark.parametrize("teacher_has_head", [False, True])
 def test_chunked_divergence_holds_one_chunk_at_a_time(teacher_has_head, monkeypatch):
     hidden, head, teacher, teacher_head = hidden_head_and_teacher(teacher_has_head)
+    given = {t.untyped_storage().data_ptr() for t in (hidden, head, teacher)}
     rows, kept = [], []
 
     def spy(t, s, *rest):
         rows.append(len(s))
         return divergence(t, s, *rest)
+
+    def keep(t):                                                     # what autograd stores beside its inputs
+        kept.append(0 if t.untyped_storage().data_ptr() in given else t.numel())
+        return t
     monkeypatch.setattr(nanosleep, "divergence", spy)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         chunked_divergence(hidden, head, teacher, chunk=CHUNK, teacher_head=teacher_head).sum().backward()
     assert max(rows) == CHUNK and sum(rows) == 2 * N                 # once forward, once more in the backward pass
     assert sum(kept) < CHUNK * V                                     # nothing as large as a chunk waits in between
@@ -153,13 +158,14 @@ def batch(rows, width):
 
 
 def test_levenshtein_of_known_words():
-    words = [("kitten", "sitting", 3), ("flaw", "lawn", 2), ("", "abc", 3), ("abc", "", 3), ("", "", 0), ("same", "same", 0)]
+    words = [("kitten", "sitting", 3), ("flaw", "lawn", 2), ("", "abc", 3), ("abc", "", 3), ("", "", 0), ("a", "a", 0)]
     (a, len_a), (b, len_b) = (batch([list(map(ord, w[side])) for w in words], 8) for side in (0, 1))
     assert levenshtein(a, b, len_a, len_b).tolist() == [w[2] for w in words]
 
 
 @pytest.mark.parametrize("width_a, width_b", [(9, 9), (3, 12), (12, 3), (0, 4), (4, 0), (0, 0)])
 def test_levenshtein_equals_the_table_on_ragged_pairs(width_a, width_b):
-    pairs = [[[random.randrange(3) for _ in range(random.randint(0, w))] for w in (width_a, width_b)] for _ in range(60)]
+    row = lambda width: [random.randrange(3) for _ in range(random.randint(0, width))]
+    pairs = [(row(width_a), row(width_b)) for _ in range(60)]
     (a, len_a), (b, len_b) = (batch([p[side] for p in pairs], w) for side, w in ((0, width_a), (1, width_b)))
     assert levenshtein(a, b, len_a, len_b).tolist() == [edit_distance(*p) for p in pairs]
