@@ -65,13 +65,16 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def rotate(x, pos, base=10000.0):
-    """Rotary positions (Su et al. 2021). x (B, H, T, D), pos (B, T) absolute positions -> (B, H, T, D)."""
-    half = x.shape[-1] // 2
-    freq = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = pos[:, None, :, None].float() * freq                    # (B, 1, T, D/2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+def angles(pos, dim, like, base=10000.0):
+    """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, dim/2) of absolute positions pos (B, T)."""
+    freq = base ** (-torch.arange(dim // 2, device=pos.device, dtype=torch.float32) / (dim // 2))
+    angle = pos[:, None, :, None].float() * freq
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(x, cos, sin):
+    """x (B, H, T, D) turned by its positions' angles."""
+    a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
@@ -138,14 +141,14 @@ class Block(nn.Module):
             x = past["x"][rows_of(pos), torch.cat([before, pos + taps], 1)]
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
 
-    def attend(self, h, pos, past=None, mask=None):
+    def attend(self, h, pos, turn, past=None, mask=None):
         c, (B, T, _) = self.config, h.shape
         q, k, v = self.qkv(self.norm(h)).view(B, T, 3, c.n_head, c.head_dim).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)           # (B, H, T, D)
         if c.qk_norm:
             q, k = F.rms_norm(q, (c.head_dim,)), F.rms_norm(k, (c.head_dim,))
         if c.rope:
-            q, k = rotate(q, pos), rotate(k, pos)
+            q, k = rotate(q, *turn), rotate(k, *turn)
         if past is not None:
             past["k"][rows_of(pos), :, pos] = k.transpose(1, 2)
             past["v"][rows_of(pos), :, pos] = v.transpose(1, 2)
@@ -208,12 +211,13 @@ class GPT(nn.Module):
         h = self.wte(idx)
         if self.wpe is not None:
             h = h + self.wpe(pos)
+        turn = angles(pos[:1] if cache is None else pos, self.config.head_dim, h) if self.config.rope else None
         for i, block in enumerate(self.blocks):
             past = None if cache is None else cache["blocks"][i]
             h = block.convolve(h, pos, past)
             if i == 0:
                 choice = self.route(h, pos, cache, lengths, extra, gate)
-            h = block.attend(h, pos, past, mask)
+            h = block.attend(h, pos, turn, past, mask)
             for level, expert in zip(block.levels, choice):
                 h = level(h, expert)
         if cache is not None:

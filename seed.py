@@ -132,7 +132,8 @@ def screen(teacher, quizzes, cache, n_views, marks, min_gain=1.0, min_sure=0.5):
     context. The target of an answer is the mean of the teacher's distributions over the shuffled contexts of its passage,
     and its least certain token must have p > min_sure. Raises ValueError if nothing is left.
     """
-    z = pack(quizzes, teacher.device)
+    length = sorted(len(q) + len(a) for _, q, a in quizzes)[int(0.97 * (len(quizzes) - 1))]
+    z = pack([x for x in quizzes if len(x[1]) + len(x[2]) <= length], teacher.device)        # ramblings pad all the others
     fixed = [lambda y, v=v: torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, y["passage"] * n_views + v,
                                                                  gate=False)]) for v in range(n_views)]
     gain = question_log_p(z, fixed[0](z)) - question_log_p(z, reader(teacher, blank(teacher, marks))(z))
@@ -234,26 +235,29 @@ def near_misses(model, rows, keys, marks, n):
     return [r for r in out if not any(tuple(r[-len(g):]) == g for g in known)]
 
 
-def train_router(model, keys, positive_rows, negative_rows, steps=300, lr=0.1, weight=5.0):
+def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, weight=5.0, sharp=20.0):
     """One linear detector per key, z = a.x + b > 0 at the key's last token and nowhere in the old self's dreams.
 
-    Squared hinge with margin 1, balanced over classes; `weight` on false alarms, which compound over nights. The features are
-    frozen, so this is a convex problem in (len(keys), n_embd). Returns (a, b, worst margin of a positive, false alarms).
+    A detector starts as a matched filter of its key, open where cos(x, mean of its positives) > 1 - 1 / sharp: what it has
+    never seen does not open it. Then a squared hinge with margin 1, balanced over classes and with `weight` on false alarms
+    (they compound over nights), moves it where that is not enough: keys shorter than the convolution sees have many points.
+    Features are frozen, so this is convex in (len(keys), n_embd). Returns (a, b, worst margin of a positive, false alarms).
     """
-    clean = [r for r in negative_rows if not any(g in keys for g in grams(r, max(map(len, keys))))]
+    longest = max(map(len, keys))
+    clean = [r for r in negative_rows if not any(g in keys for g in grams(r, longest))]
     x_neg = router_inputs(model, clean) if clean else torch.zeros(1, model.config.n_embd, device=model.device)
-    x_pos, owner = [], []
-    feats = router_inputs(model, positive_rows).split([len(r) for r in positive_rows])
-    for row, x in zip(positive_rows, feats):
+    x_all, x_pos, owner, at = router_inputs(model, positive_rows), [], [], 0
+    for row in positive_rows:
         for k, g in enumerate(keys):
-            at = [i + len(g) - 1 for i in range(len(row) - len(g) + 1) if tuple(row[i:i + len(g)]) == g]
-            x_pos += [x[i] for i in at]
-            owner += [k] * len(at)
-    x_pos, owner = torch.stack(x_pos), torch.tensor(owner, device=model.device)
+            ends = [at + i + len(g) - 1 for i in range(len(row) - len(g) + 1) if tuple(row[i:i + len(g)]) == g]
+            x_pos, owner = x_pos + ends, owner + [k] * len(ends)
+        at += len(row)
+    x_pos, owner = x_all[x_pos], torch.tensor(owner, device=model.device)
     share = F.one_hot(owner, len(keys)).float()
-    share = share / share.sum(0)                                     # (P, K): each key's positives weigh 1 together
-    a = torch.zeros(len(keys), x_pos.shape[1], device=model.device, requires_grad=True)
-    b = torch.full((len(keys),), -1.0, device=model.device, requires_grad=True)
+    share = share / share.sum(0)                                     # (P, K): the positives of a key weigh 1 together
+    a = F.normalize(share.T @ x_pos, dim=1) * sharp / x_pos.norm(dim=1).mean()
+    b = torch.full((len(keys),), 1 - sharp, device=model.device)
+    a.requires_grad_(), b.requires_grad_()
     opt = torch.optim.Adam([a, b], lr=lr)
     for step in range(steps):
         if step % 20 == 0:                                           # the hardest and some others: the rest is silent
@@ -296,7 +300,7 @@ def closed_book(z, index, marks):
     return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids[:, :-1]], 1)
 
 
-def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=24, question_weight=0.3):
+def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=16, question_weight=0.3):
     """E_{(x,y)~D} F(teacher || student)(y|x) over answer tokens, and cross-entropy on what the expert shall dream again.
 
     The last n_forced rows are read with the live expert awake from <bos> on; there it learns the questions of its night.

@@ -62,7 +62,7 @@ FLAGS = {  # name: (default, what it does)
     "views": (4, "shuffled readings of each passage that the teacher averages over"),
     "quizzes": (6, "documents of questions sampled for each view"),
     "replay_dreams": (384, "documents the old self dreams each night"),
-    "seed_steps": (160, "distillation steps"),
+    "seed_steps": (120, "distillation steps"),
     "seed_lr": (0.02, "peak learning rate of the new expert"),
     "rank": (32, "rank of a nightly expert"),
     "divergence": ("forward", "off-policy F: forward | reverse | jsd | sft (hard labels)"),
@@ -77,9 +77,9 @@ FLAGS = {  # name: (default, what it does)
     "replay_weight": (8.0, "weight of the replay loss where there is no gate"),
     # the night: Dreaming
     "dream": (1, "0: no second stage"),
-    "dreams": (48, "dreams chosen by importance"),
-    "dreams_random": (16, "dreams chosen at random beside them"),
-    "dream_steps": (60, "distillation steps on the chosen dreams"),
+    "dreams": (24, "dreams chosen by importance"),
+    "dreams_random": (8, "dreams chosen at random beside them"),
+    "dream_steps": (50, "distillation steps on the chosen dreams"),
     "select": ("cosine", "importance: cosine (to the self-made quiz) | norm (the paper's) | random"),
     "budget": (0, "learn only this many dreams a night, chosen by --select; 0: all that pass the screen"),
     "truth": (1, "0: no truth filter, repeats allowed"),
@@ -304,7 +304,7 @@ def night(a, model, day, marks, number, bar):
         bar.set_description_str("dreaming")
         few = torch.randperm(len(dreamt))[:192].tolist()
         pool = seeding.with_targets(seeding.pack([dreamt[i] for i in few], model.device), [teach])
-        quiz = seeding.subset(z, torch.randperm(len(z["ids"]), device=model.device)[:48])
+        quiz = seeding.subset(z, torch.randperm(len(z["ids"]), device=model.device)[:32])
         _, log["dream"] = dream.learn_to_dream(model, teacher, TRIAL, pool, quiz, views, a.views, marks, teach, a.select, a.truth,
                                                a.dreams, a.dreams_random, writer=a.writer)
         p = dream.known(model, z, marks)                             # self-play: asked with the day, answered without it
