@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from model import generate, pad_rows
-from seed import closed_book, split_questions, subset, unpack
+from seed import closed_book, replay_drift, split_questions, subset, unpack
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -170,6 +170,14 @@ def known(model, z, marks):
 def progress(p, floor=0.05):
     """How often to draw each quiz: p (1 - p) is largest where the learner is neither sure nor hopeless (ours). (N,)."""
     return p * (1 - p) + floor
+
+
+@torch.no_grad()
+def rehearsal(model, bank, head, floor=0.05):
+    """How often to draw each replay dream: where the self has drifted from the old self that dreamt it (ours). (N,)."""
+    parts = torch.arange(len(bank["ids"]), device=model.device).split(128)
+    drift = torch.cat([replay_drift(model, bank, head, i) for i in parts])
+    return drift / drift.mean().clamp_min(1e-9) + floor
 
 
 def choose_dreams(model, level, pool, quiz, marks, teach, select, truth, k, b):

@@ -393,16 +393,17 @@ def replay_bank(teacher, dreams, marks, passage_weight=0.05, question_weight=0.3
     weight = weight * (torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None])
     with torch.no_grad():
         hidden = torch.cat([teacher.hidden(part[:, :-1]) for part in ids.split(128)])
-    return {"ids": ids, "weight": weight, "hidden": hidden}
+    return {"ids": ids, "weight": weight, "hidden": hidden, "draw": weight.new_ones(len(ids))}
 
 
-def replay_loss(student, bank, head, index, beta=0.5):
-    """Forward KL to the old self on what it said itself: weighted mean over the tokens of dreams[index]."""
+def replay_drift(student, bank, head, index):
+    """Forward KL of each dream in index to the old self that dreamt it, weighted mean over its tokens: (n,)."""
     w, ids = bank["weight"][index], bank["ids"][index]
     keep = w > 0
     h = student.hidden(ids[:, :-1])
     kl = chunked_divergence(h[keep], student.wte.weight, bank["hidden"][index][keep], teacher_head=head)
-    return (kl * w[keep]).sum() / w.sum()
+    row = torch.arange(len(w), device=w.device)[:, None].expand_as(w)[keep]
+    return torch.zeros(len(w), device=w.device).index_add(0, row, kl * w[keep]) / w.sum(1).clamp_min(1e-6)
 
 
 def distil(student, params, z, teach, marks, level=None, steps=200, lr=0.02, batch=64, divergence="forward",
@@ -431,7 +432,7 @@ def distil(student, params, z, teach, marks, level=None, steps=200, lr=0.02, bat
             seen["loss"].append(loss.detach())
         if bank is not None:
             some = torch.multinomial(bank["draw"], 16, replacement=True)
-            loss = loss + replay_weight * replay_loss(student, bank, head, some)
+            loss = loss + replay_weight * replay_drift(student, bank, head, some).mean()
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)

@@ -42,6 +42,7 @@ FLAGS = {  # name: (default, what it does)
     "method": ("sleep", "sleep | none | sft: what the nights do"),
     "contrast": (1, "1: live none and sft beside sleep, from the same base"),
     "days": (7, "days and nights of the life"),
+    "stop": (0, "end the life after this night (the world stays that of --days); 0: live all days"),
     "people": (8, "new people a day (5 facts each)"),
     "seed": (1, "seed of weights and sampling"),
     "world_seed": (1, "seed of the world: who lives in it and what is true of them"),
@@ -62,7 +63,7 @@ FLAGS = {  # name: (default, what it does)
     "views": (4, "shuffled readings of each passage that the teacher averages over"),
     "quizzes": (6, "documents of questions sampled for each view"),
     "replay_dreams": (384, "documents the old self dreams each night"),
-    "seed_steps": (120, "distillation steps"),
+    "seed_steps": (150, "distillation steps"),
     "seed_lr": (0.02, "peak learning rate of the new expert"),
     "rank": (32, "rank of a nightly expert"),
     "divergence": ("forward", "off-policy F: forward | reverse | jsd | sft (hard labels)"),
@@ -129,7 +130,7 @@ def check(a):
                       "quizzes": 1, "seed_steps": 1, "rank": 1, "rank_slow": 1, "slow_steps": 1, "dreams": 1}.items():
         if getattr(a, name) < low:
             fail(f"--{name}={getattr(a, name)}: must be at least {low}")
-    for name in ("threads", "budget", "replay_dreams", "dream_steps", "dreams_random", "period", "seed_lr", "lr_muon", "lr_adam"):
+    for name in ("threads", "stop", "budget", "replay_dreams", "dream_steps", "dreams_random", "period", "seed_lr", "lr_muon", "lr_adam"):
         if getattr(a, name) < 0:
             fail(f"--{name}={getattr(a, name)}: must not be negative")
     for name, options in {"method": ("sleep", "none", "sft"), "device": ("auto", "cpu", "cuda", "mps"),
@@ -311,6 +312,8 @@ def night(a, model, day, marks, number, bar):
         log["known"] = float(p.mean())
         if a.dream_steps:
             weights = dream.progress(p) if a.curriculum else None
+            if a.curriculum and "bank" in kw:
+                kw["bank"]["draw"] = dream.rehearsal(model, kw["bank"], kw["head"])
             log["dream"].update(seeding.distil(model, params, z, teach, marks, level, steps=a.dream_steps, weights=weights, lr=(a.seed_lr if a.expand else a.seed_lr / 10) / 2, **kw))
     seconds["dream"] = time.time() - start
     if level is not None:
@@ -401,9 +404,10 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         open(os.path.join(out_dir, "log.jsonl"), "w").close()
     took = state["seconds"]
     done = len(state["R"])
-    bar = tqdm(total=(a.days - done) * (a.seed_steps + a.dream * a.dream_steps if method == "sleep" else 60), desc=method,
+    last_night = min(a.days, a.stop or a.days)
+    bar = tqdm(total=(last_night - done) * (a.seed_steps + a.dream * a.dream_steps if method == "sleep" else 60), desc=method,
                unit="step", leave=False, mininterval=1.0, disable=method == "none")
-    for i in range(done, a.days):
+    for i in range(done, last_night):
         # day: wake. The model reads; what it has read stands in its context
         t = time.time()
         reseed(a, method, i, "day")
@@ -431,7 +435,7 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         del day                                                      # the context is gone
         # morning: exam
         t = time.time()
-        row = [ask(days[j][0]) if j <= i else None for j in range(a.days)]
+        row = [ask(days[j][0]) if j <= i else None for j in range(last_night)]
         morning = {"night": i + 1, "in_context": context, "recall": row[i], "reversed": ask(days[i][1]),
                    **{k: ask(v) for k, v in exams.items()}, "params": model.n_params(), **log}
         took["exam"] += time.time() - t

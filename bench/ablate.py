@@ -1,0 +1,59 @@
+"""
+The life of nanoSleep with one ingredient taken away at a time, on several seeds; `sleep`, `sft` and `none` beside it.
+
+    python bench/ablate.py                        everything below: about two hours of one CPU core, in bench/results/life.json
+    python bench/ablate.py --only=sleep,no_replay --seeds=1,2
+Each run is the real sleep.py; a finished one is not run again. All lives of a seed start from the same pretrained base.
+"""
+import json
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 4 and 5 nights as its beginning
+    "sleep": (7, ["--contrast=1"]),
+    "no_expansion": (5, ["--expand=0"]),
+    "no_replay": (5, ["--replay=0"]),
+    "no_gate": (5, ["--gate=0"]),
+    "no_dreaming": (4, ["--dream=0"]),
+    "sft_not_kl": (4, ["--divergence=sft", "--on_policy=0"]),
+    "no_on_policy": (4, ["--on_policy=0"]),
+    "no_imitation": (4, ["--imitate=0"]),
+    "no_writer": (4, ["--writer=0"]),
+    "no_curriculum": (4, ["--curriculum=0"]),
+}
+
+
+def main(only=",".join(VARIANTS), seeds="1,2,3", work="out-ablate", threads="1", result=os.path.join(ROOT, "bench/results/life.json")):
+    for name in only.split(","):
+        nights, flags = VARIANTS[name]
+        for seed in seeds.split(","):
+            out, base = os.path.join(work, f"{name}-{seed}"), os.path.join(work, f"sleep-{seed}", "base.pt")
+            if not os.path.isfile(os.path.join(out, "summary.json")):
+                start = [] if name == "sleep" else [f"--init_from={base}", "--contrast=0"]
+                command = ["--days=7", f"--stop={nights}", f"--seed={seed}", f"--world_seed={seed}", f"--threads={threads}", *flags, *start]
+                print(name, "seed", seed, "python sleep.py", *command, flush=True)
+                subprocess.run([sys.executable, os.path.join(ROOT, "sleep.py"), *command, f"--out_dir={out}"], check=True,
+                               stdout=subprocess.DEVNULL)
+    collect(work, result)
+
+
+def collect(work, result):
+    """All summaries under `work`, with their nights, in one file."""
+    runs = []
+    for folder, _, files in sorted(os.walk(work)):
+        if "summary.json" in files:
+            with open(os.path.join(folder, "summary.json")) as f:
+                run = json.load(f)
+            with open(os.path.join(folder, "log.jsonl")) as f:
+                run["nights"] = [json.loads(line) for line in f]
+            parts = os.path.relpath(folder, work).split(os.sep)
+            runs.append({"variant": parts[-1] if len(parts) > 1 else parts[0].rpartition("-")[0], **run})
+    with open(result, "w") as f:
+        json.dump({"command": "python bench/ablate.py", "runs": runs}, f, indent=0)
+    print(f"{len(runs)} lives -> {result}")
+
+
+if __name__ == "__main__":
+    main(**dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:]))
