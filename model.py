@@ -239,6 +239,18 @@ class GPT(nn.Module):
         """
         return F.rms_norm(h, h.shape[-1:], eps=self.config.norm_eps)
 
+    def topic(self, ids, lengths):
+        """What a whole text is about, for routing where what is new is not a name (ours): ids (N, T) -> (N, n_embd).
+
+        The mean direction of its token embeddings. seed.py's `topic_detectors` turns it into an expert for the whole text.
+        """
+        here = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return F.normalize((F.normalize(self.wte(ids), dim=-1) * here[..., None]).sum(1), dim=-1)
+
+    def topic_expert(self, ids, lengths):
+        """The expert whose topic detector answers loudest to each text, -1 for the base: (N,)."""
+        return self.owner[(self.topic(ids, lengths) @ self.keys.T + self.bias).argmax(1), 1]
+
     def route(self, h, pos, cache, lengths, extra, gate):
         """The expert of every token, per level: a list of (B*T,) or None where a level has nothing to route.
 
@@ -486,7 +498,7 @@ def read_safetensors(path):
                 raise ValueError("the header is longer than the file")
             header = json.loads(f.read(size))
             body = bytearray(f.read())
-        tensors, used = {}, 0
+        tensors, spans = {}, []
         for name, info in header.items():
             if name == "__metadata__":
                 continue
@@ -494,10 +506,11 @@ def read_safetensors(path):
             count = math.prod(shape)
             if min([0, *shape]) < 0 or not 0 <= start <= end <= len(body) or end - start != count * dtype.itemsize:
                 raise ValueError(f"tensor {name} lies outside the file or has the wrong size")
-            used += end - start
+            spans.append((start, end))
             tensors[name] = (torch.frombuffer(body, dtype=dtype, count=count, offset=start) if count
                              else torch.empty(0, dtype=dtype)).reshape(shape).clone()
-        if used > len(body):
+        spans.sort()
+        if any(end > begin for (_, end), (begin, _) in zip(spans, spans[1:])):
             raise ValueError("tensors overlap")
         return tensors
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as e:
@@ -515,8 +528,9 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no GPT-2 weights at {path}: put model.safetensors (and config.json) of gpt2 there")
     t = {k.removeprefix("transformer."): v for k, v in read_safetensors(path).items()}
-    if "wte.weight" not in t or "h.0.attn.c_attn.weight" not in t:
-        raise ValueError(f"{path} holds no GPT-2: wte.weight and h.0.attn.c_attn.weight are missing")
+    for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight"):
+        if name not in t:
+            raise ValueError(f"{path} holds no GPT-2: {name} is missing")
     vocab, d = t["wte.weight"].shape
     side = os.path.join(os.path.dirname(path), "config.json")
     if n_head is None and os.path.isfile(side):
@@ -536,12 +550,11 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
     for i in range(layers):
         for theirs, ours in names.items():
             for leaf in ("weight", "bias"):
+                if f"h.{i}.{theirs}{leaf}" not in t:
+                    raise ValueError(f"{path} holds no whole GPT-2: h.{i}.{theirs}{leaf} is missing")
                 w = t[f"h.{i}.{theirs}{leaf}"]
                 state[f"blocks.{i}.{ours}{leaf}"] = w.T if w.ndim == 2 else w           # their Conv1D is transposed
-    missing = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False).missing_keys
-    lost = [k for k in missing if ".levels." not in k and k not in ("keys", "bias", "owner")]
-    if lost:
-        raise ValueError(f"{path} lacks {lost[0]}")
+    model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)     # faster levels start empty
     return model
 
 

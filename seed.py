@@ -480,3 +480,63 @@ def consolidate(model, fast, slow, marks, steps=600, bar=None, **kw):
     seen = distil(model, params, z, reader(teacher, blank(teacher, marks), gate=True), marks, level=slow, steps=steps, bar=bar, **kw)
     model.settle(slow)
     return seen, len(z["ids"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 5. Days too long for the context: learnt awake by the fast level, moved to the slow one at night
+
+def study(model, params, docs, who, steps, lr=0.02, batch=32, teacher=None, bar=None):
+    """Train params on documents [(ids, weights)]: next-token loss (awake, [S] Eq. 2), or KL to a teacher (asleep).
+
+    who: {level: expert}, awake in every row and token; teacher: (model, its own who). Returns the last loss.
+    """
+    opt = torch.optim.Adam(params, lr=lr, betas=(0.9, 0.98))
+    rows = sorted(range(len(docs)), key=lambda i: len(docs[i][0]))   # batches of like length
+    for step in range(steps):
+        for g in opt.param_groups:
+            g["lr"] = lr * min(1.0, (step + 1) / 10) * (1 - 0.95 * step / steps)
+        at = random.randrange(max(1, len(rows) - batch * 8))
+        some = [docs[i] for i in random.sample(rows[at:at + batch * 8], min(batch, len(rows)))]
+        ids, weight = pad_documents(some, model.device)
+        keep, extra = weight > 0, {level: torch.full((len(ids),), e, device=model.device) for level, e in who.items()}
+        h = model.hidden(ids[:, :-1], extra=extra)[keep]
+        if teacher is None:
+            loss = F.cross_entropy(model.logits(h).float(), ids[:, 1:][keep], reduction="none")
+        else:
+            old, theirs = teacher
+            with torch.no_grad():
+                extra = {level: torch.full((len(ids),), e, device=model.device) for level, e in theirs.items()}
+                t = old.hidden(ids[:, :-1], extra=extra)[keep]
+            loss = chunked_divergence(h, model.wte.weight, t, teacher_head=old.wte.weight)
+        loss = (loss * weight[keep]).sum() / weight[keep].sum()
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        if bar is not None:
+            bar.update(1)
+    return float(loss.detach())
+
+
+def pad_documents(docs, device):
+    """[(ids, weights)] -> ids (B, T), weight (B, T-1) of each predicted token."""
+    ids, _ = pad_rows([d[0] for d in docs], device)
+    weight = torch.zeros(ids.shape)
+    for i, (_, w) in enumerate(docs):
+        weight[i, :len(w)] = torch.tensor(w, dtype=torch.float)
+    return ids, weight.to(device)[:, 1:]
+
+
+def topic_detectors(x, label, shrink=0.1):
+    """Linear discriminants of dreamt texts: x (N, d) topics, label (N,) in 0..K-1 -> keys (K, d), bias (K,).
+
+    One Gaussian a label with a shared covariance (shrunk to its mean variance): z_k = mu_k' S^-1 x - mu_k' S^-1 mu_k / 2, the
+    loudest detector is the nearest mean by Mahalanobis distance. Closed form: nothing to tune, nothing to forget.
+    """
+    onehot = F.one_hot(label).to(x)
+    mean = (onehot.T @ x) / onehot.sum(0)[:, None].clamp_min(1)
+    rest = x - mean[label]
+    cov = rest.T @ rest / len(x)
+    cov = (1 - shrink) * cov + shrink * cov.trace() / len(cov) * torch.eye(len(cov), device=x.device)
+    keys = torch.linalg.solve(cov, mean.T).T
+    return keys, -0.5 * (keys * mean).sum(1)

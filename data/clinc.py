@@ -75,6 +75,28 @@ def prompt(enc, text=None, label=None):
     return [bos, answer, *enc.encode_ordinary(label), ask]
 
 
+def document(enc, text, label, label_first, weights=(0.3, 1.0)):
+    """(ids, weight of each id in the loss): the sentence weighs 0.3 where it comes first; what comes second weighs 1."""
+    end = specials(enc)[3]
+    first, second = (prompt(enc, label=label), text) if label_first else (prompt(enc, text), label)
+    second = enc.encode_ordinary(second) + [end]
+    w = 0.0 if label_first else weights[0]                           # which label comes is not for the model to guess
+    return first + second, [0.0, 0.0] + [w] * (len(first) - 2) + [weights[1]] * len(second)
+
+
+def trie(enc, labels):
+    """The labels as a table (states, V) of next states for model.generate: -1 where a token leads to no label."""
+    end, rows = specials(enc)[3], [[-1] * enc.n_vocab]
+    for label in labels:
+        state = 0
+        for token in [*enc.encode_ordinary(label), end]:
+            if rows[state][token] < 0:
+                rows[state][token] = len(rows)
+                rows.append([-1] * enc.n_vocab)
+            state = rows[state][token]
+    return np.array(rows)
+
+
 def specials(enc):
     return [enc.encode_single_token(s) for s in ("<|bos|>", "<|ask|>", "<|answer|>", "<|end|>")]
 
