@@ -245,7 +245,7 @@ class GPT(nn.Module):
         The mean direction of its token embeddings. seed.py's `topic_detectors` turns it into an expert for the whole text.
         """
         here = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return F.normalize((F.normalize(self.wte(ids), dim=-1) * here[..., None]).sum(1), dim=-1)
+        return self.features((F.normalize(self.wte(ids), dim=-1) * here[..., None]).sum(1))
 
     def topic_expert(self, ids, lengths):
         """The expert whose topic detector answers loudest to each text, -1 for the base: (N,)."""
@@ -401,8 +401,11 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
 
     A prompt's keys and values are computed once and shared by its n samples. cache: a prefix of one row per prompt.
     temperature 0 is greedy. stop: ids that end a row (kept as its last token). trie: a table (states, V) of next states,
-    -1 where a token is not allowed. extra: {level: (len(prompts)*n,)} as in GPT.hidden.
+    -1 where a token is not allowed; its sequences end in a stop id. extra: {level: (len(prompts)*n,)} as in GPT.hidden, the same
+    for the n samples of a prompt.
     """
+    if not all(prompts):
+        raise ValueError("an empty prompt: give at least the mark that begins a text")
     ids, lengths = pad_rows(prompts, model.device)
     many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
     once = {k: v.view(-1, n)[:, 0] for k, v in extra.items()} if extra else None
@@ -447,6 +450,8 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     are not zero: zero both and no gradient would ever reach them. Raises ValueError for LayerNorm or for shrinking.
     """
     old = model.config
+    if any(level.A_live is not None for block in model.blocks for level in block.levels):
+        raise ValueError("widen found live experts: settle or discard them first")
     new = replace(old, n_embd=n_embd or old.n_embd, n_head=n_head or old.n_head, d_ff=d_ff or old.d_ff)
     if not old.rms:
         raise ValueError("widen needs RMSNorm: LayerNorm subtracts a mean that new dimensions would change")
@@ -554,7 +559,10 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
                     raise ValueError(f"{path} holds no whole GPT-2: h.{i}.{theirs}{leaf} is missing")
                 w = t[f"h.{i}.{theirs}{leaf}"]
                 state[f"blocks.{i}.{ours}{leaf}"] = w.T if w.ndim == 2 else w           # their Conv1D is transposed
-    model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)     # faster levels start empty
+    try:
+        model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)          # faster levels start empty
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {str(e).splitlines()[1].strip()}") from None
     return model
 
 
@@ -594,6 +602,8 @@ def divergence(teacher, student, kind="forward", beta=0.5):
         return kl(teacher, student)
     if kind == "reverse":
         return kl(student, teacher)
+    if kind == "jsd" and not 0 < beta < 1:
+        raise ValueError(f"beta = {beta}: the JSD needs 0 < beta < 1; its end points, scaled, are forward and reverse KL")
     if kind != "jsd":
         raise ValueError(f"unknown divergence {kind!r}: choose forward, reverse or jsd")
     mix = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))

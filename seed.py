@@ -26,6 +26,10 @@ from model import chunked_divergence, clone, generate, levenshtein, new_cache, p
 Marks = namedtuple("Marks", "bos ask answer end")
 
 
+class RestlessNight(ValueError):
+    """There is nothing the night could learn: the day was not understood, or held nothing new."""
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The privileged teacher: the day as cached prefixes
 
@@ -130,8 +134,10 @@ def screen(teacher, quizzes, cache, n_views, marks, min_gain=1.0, min_sure=0.5):
 
     gain = log p(q | context) - log p(q) > min_gain nats: chit-chat and questions about old things gain nothing from the
     context. The target of an answer is the mean of the teacher's distributions over the shuffled contexts of its passage,
-    and its least certain token must have p > min_sure. Raises ValueError if nothing is left.
+    and its least certain token must have p > min_sure. Raises RestlessNight if nothing is left.
     """
+    if not quizzes:
+        raise RestlessNight("the self asked itself nothing about its day: it cannot read yet; pretrain longer")
     length = sorted(len(q) + len(a) for _, q, a in quizzes)[int(0.97 * (len(quizzes) - 1))]
     z = pack([x for x in quizzes if len(x[1]) + len(x[2]) <= length], teacher.device)        # ramblings pad all the others
     fixed = [lambda y, v=v: torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, y["passage"] * n_views + v,
@@ -142,7 +148,7 @@ def screen(teacher, quizzes, cache, n_views, marks, min_gain=1.0, min_sure=0.5):
         z = with_targets(z, fixed)
         z = subset(z, z["sure"] > min_sure)
     if not len(z["ids"]):
-        raise ValueError("the self wrote no usable quiz about its day: it cannot read yet; pretrain longer")
+        raise RestlessNight("the self wrote no usable quiz about its day: it cannot read yet; pretrain longer")
     return z
 
 
@@ -280,11 +286,11 @@ def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, 
 def recognise(model, quizzes, views, dreams, marks):
     """Find tonight's keys and train their detectors. quizzes: unpacked. Returns (keys, (a, b), false alarms on dreams).
 
-    Raises ValueError when the day holds nothing that the old self does not dream of.
+    Raises RestlessNight when the day holds nothing that the old self does not dream of.
     """
     keys = novel_keys(quizzes, dreams, longest=model.config.conv or 3)
     if not keys:
-        raise ValueError("nothing new was recognised in the day: no name or phrase that the old self does not dream of")
+        raise RestlessNight("nothing new was recognised in the day: no name or phrase that the old self does not dream of")
     asked = [[marks.bos, *q] for _, q, _ in quizzes]
     misses = near_misses(model, asked, keys, marks, 400) if dreams else []
     a, b, _, alarms = train_router(model, keys, asked + views, dreams + misses)
@@ -461,10 +467,17 @@ def write_memories(teacher, level, marks, n=256, min_sure=0.5):
     Kept if the router itself wakes that expert on the question (an old name would not) and it is sure of its answer.
     """
     experts = range(teacher.blocks[0].levels[level].n_experts)
-    z = pack(dream_memories(teacher, level, list(experts), marks, n), teacher.device)
+    memories = dream_memories(teacher, level, list(experts), marks, n) if experts else []
+    if not memories:
+        raise RestlessNight("the level holds no memories to consolidate")
+    z = pack(memories, teacher.device)
     z = subset(z, awake(teacher, z, level, z["passage"], marks))
-    z = with_targets(z, [reader(teacher, blank(teacher, marks), gate=True)])
-    return subset(z, z["sure"] > min_sure)
+    if len(z["ids"]):
+        z = with_targets(z, [reader(teacher, blank(teacher, marks), gate=True)])
+        z = subset(z, z["sure"] > min_sure)
+    if not len(z["ids"]):
+        raise RestlessNight("the level's experts dream of nothing they are sure of")
+    return z
 
 
 def consolidate(model, fast, slow, marks, steps=600, bar=None, **kw):
@@ -499,14 +512,14 @@ def study(model, params, docs, who, steps, lr=0.02, batch=32, teacher=None, bar=
         some = [docs[i] for i in random.sample(rows[at:at + batch * 8], min(batch, len(rows)))]
         ids, weight = pad_documents(some, model.device)
         keep, extra = weight > 0, {level: torch.full((len(ids),), e, device=model.device) for level, e in who.items()}
-        h = model.hidden(ids[:, :-1], extra=extra)[keep]
+        h = model.hidden(ids[:, :-1], extra=extra, gate=False)[keep]
         if teacher is None:
             loss = F.cross_entropy(model.logits(h).float(), ids[:, 1:][keep], reduction="none")
         else:
             old, theirs = teacher
             with torch.no_grad():
                 extra = {level: torch.full((len(ids),), e, device=model.device) for level, e in theirs.items()}
-                t = old.hidden(ids[:, :-1], extra=extra)[keep]
+                t = old.hidden(ids[:, :-1], extra=extra, gate=False)[keep]
             loss = chunked_divergence(h, model.wte.weight, t, teacher_head=old.wte.weight)
         loss = (loss * weight[keep]).sum() / weight[keep].sum()
         opt.zero_grad()

@@ -271,7 +271,7 @@ def who_learns(a, model, z, views, dreams, marks, number):
     model.attach(*detectors, FAST, expert)
     awake = seeding.awake(model, z, FAST, expert, marks)
     if not awake.any():
-        raise ValueError("the new expert sleeps through every question: nothing to learn")
+        raise seeding.RestlessNight("the new expert sleeps through every question: nothing to learn")
     return FAST, params, seeding.subset(z, awake), {"keys": len(keys), "alarms": alarms, "awake": float(awake.float().mean())}
 
 
@@ -379,7 +379,7 @@ def imagine(model, enc, labels, n, who):
     for i in range(0, len(prompts), 8):
         rows = prompts[i:i + 8]
         extra = {level: torch.full((len(rows) * n,), e, device=model.device) for level, e in who.items()} or None
-        out += generate(model, rows, 24, n=n, temperature=0.9, stop=[end], extra=extra)
+        out += generate(model, rows, 24, n=n, temperature=0.9, stop=[end], extra=extra, gate=False)
     text = [enc.decode([t for t in row if t < enc.n_vocab - len(SPECIAL)]).strip() for row in out]
     return [(s, label) for s, label in zip(text, [label for label in labels for _ in range(n)]) if s]
 
@@ -397,7 +397,8 @@ def classify(model, enc, rows, labels, routed):
         if routed and len(model.keys):
             ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in part], model.device)
             extra = {SLOW: model.topic_expert(ids, lengths)}
-        out = generate(model, [C.prompt(enc, text) for text, _ in part], tree.shape[0], temperature=0, stop=[end], trie=tree, extra=extra)
+        out = generate(model, [C.prompt(enc, text) for text, _ in part], tree.shape[0], temperature=0, stop=[end], trie=tree,
+                       extra=extra, gate=False)
         right += sum(enc.decode([t for t in row if t != end]) == label for row, (_, label) in zip(out, part))
     return right / len(rows)
 
@@ -613,12 +614,17 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         reseed(a, method, i, "night")
         log = {}
         if method == "sleep":
-            log, spent = night(a, model, day, marks, i, bar)
-            t = time.time()
-            if a.period and (i + 1) % a.period == 0:
-                bar.set_description_str("consolidating")
-                log["consolidated"] = seeding.consolidate(model, FAST, SLOW, marks, steps=a.slow_steps, lr=a.seed_lr)
-            spent["seed"] += time.time() - t
+            yesterday, spent, t = clone(model), {}, time.time()
+            try:
+                log, spent = night(a, model, day, marks, i, bar)
+                t = time.time()
+                if a.period and (i + 1) % a.period == 0:
+                    bar.set_description_str("consolidating")
+                    log["consolidated"] = seeding.consolidate(model, FAST, SLOW, marks, steps=a.slow_steps, lr=a.seed_lr)
+            except seeding.RestlessNight as e:                       # wake up as yesterday's self
+                model, log = yesterday, {**log, "restless": str(e)}
+                bar.write(f"  night {i + 1}: {e}")
+            spent["seed"] = spent.get("seed", 0.0) + time.time() - t
             for k, v in spent.items():
                 took[k] += v
             log["seconds"] = spent

@@ -76,6 +76,8 @@ def test_special_tokens_come_last_and_are_never_made_by_plain_text(ranks):
     enc = encoding(ranks)
     assert [enc.encode_single_token(s) for s in SPECIAL] == list(range(len(ranks), len(ranks) + len(SPECIAL)))
     assert max(enc.encode_ordinary("".join(SPECIAL))) < len(ranks)
+    later = encoding(ranks, first=900)                               # behind somebody else's special tokens
+    assert [later.encode_single_token(s) for s in SPECIAL] == [900, 901, 902, 903]
 
 
 def test_ranks_survive_a_file(ranks, tmp_path):
@@ -104,5 +106,5 @@ def test_ranks_with_holes_are_refused(ranks, tmp_path, change):
 
 
 def test_a_missing_rank_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.bpe"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*none\.bpe"):
         load_ranks(tmp_path / "none.bpe")
