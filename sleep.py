@@ -566,7 +566,7 @@ def load(path, device="cpu"):
         model.load_state_dict(data.pop("model"))
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, AttributeError, OSError, pickle.UnpicklingError) as e:
         fail(f"{path} is not a checkpoint of nanoSleep or is damaged ({type(e).__name__}): restore it or live the life again")
-    return model.requires_grad_(False).eval(), data
+    return model.requires_grad_(False).eval(), {k: v for k, v in data.items() if k not in ("version", "config", "args")}
 
 
 def show(R, people, name):
@@ -589,6 +589,8 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
     if a.resume and os.path.isfile(path):
         model, state = load(path, a.torch_device)
         print(f"{method}: going on after night {len(state['R'])}")
+        with open(os.path.join(out_dir, "log.jsonl"), "w") as f:      # a line too many if the end came before the save
+            f.writelines(json.dumps(n) + "\n" for n in state["nights"])
     else:
         model = copy.deepcopy(base).requires_grad_(False)
         state = {"R": [], "nights": [], "seconds": {**seconds, "wake": 0.0, "seed": 0.0, "dream": 0.0, "exam": 0.0},
