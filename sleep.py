@@ -96,7 +96,7 @@ FLAGS = {  # name: (default, what it does)
     "wake_steps": (300, "steps of the fast level on the day's text"),
     "class_steps": (400, "distillation steps of the night"),
     "class_dreams": (120, "sentences dreamt for each new intent"),
-    "class_replay": (40, "sentences dreamt for each old intent, for the router"),
+    "class_replay": (60, "sentences dreamt for each old intent, for the router"),
     # levels
     "period": (0, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
     "rank_slow": (96, "rank of a slow expert"),
@@ -384,22 +384,38 @@ def imagine(model, enc, labels, n, who):
     return [(s, label) for s, label in zip(text, [label for label in labels for _ in range(n)]) if s]
 
 
-def classify(model, enc, rows, labels, routed):
-    """Labels of rows [(text, label)], decoded greedily over a trie of all labels seen; no task id. -> share right.
-
-    routed: the model's own topic detectors choose one expert (or the base) for the whole text.
-    """
+def classify(model, enc, rows, labels):
+    """Share of rows [(text, label)] named right by greedy decoding over a trie of all labels seen. No task id."""
     end, tree, right = C.specials(enc)[3], torch.tensor(C.trie(enc, labels), device=model.device), 0
     rows = sorted(rows, key=lambda r: len(r[0]))
     for i in range(0, len(rows), 500):
         part = rows[i:i + 500]
-        extra = None
-        if routed and len(model.keys):
-            ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in part], model.device)
-            extra = {SLOW: model.topic_expert(ids, lengths)}
-        out = generate(model, [C.prompt(enc, text) for text, _ in part], tree.shape[0], temperature=0, stop=[end], trie=tree,
-                       extra=extra, gate=False)
+        out = generate(model, [C.prompt(enc, text) for text, _ in part], 24, temperature=0, stop=[end], trie=tree, gate=False)
         right += sum(enc.decode([t for t in row if t != end]) == label for row, (_, label) in zip(out, part))
+    return right / len(rows)
+
+
+@torch.no_grad()
+def classify_routed(model, enc, rows, labels, k=5):
+    """The router proposes, the experts judge: p(label | text) ~ p(topic k | text) p(label | text, the expert that knows it).
+
+    Share of rows named right among all labels seen (labels[i] belongs to detector i). No task id, no weight to tune: the
+    k likeliest labels of the topic detectors are each scored once, whole, by their own expert.
+    """
+    end, right = C.specials(enc)[3], 0
+    rows = sorted(rows, key=lambda r: len(r[0]))
+    for i in range(0, len(rows), 100):
+        part = rows[i:i + 100]
+        ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in part], model.device)
+        prior, at = (model.topic(ids, lengths) @ model.keys.T + model.bias).log_softmax(1).topk(min(k, len(labels)), 1)
+        asked = [(C.prompt(enc, text), enc.encode_ordinary(labels[j]) + [end]) for (text, _), js in zip(part, at.tolist()) for j in js]
+        ids, lengths = pad_rows([p + y for p, y in asked], model.device)
+        start, pos = torch.tensor([len(p) for p, _ in asked], device=ids.device), torch.arange(1, ids.shape[1], device=ids.device)
+        h = model.hidden(ids[:, :-1], extra={SLOW: model.owner[at.flatten(), 1]}, gate=False)
+        lp = model.logits(h).float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        judged = (lp * ((pos >= start[:, None]) & (pos < lengths[:, None]))).sum(1).view_as(prior)
+        best = at.gather(1, (prior + judged).argmax(1, keepdim=True))[:, 0].tolist()
+        right += sum(labels[b] == label for b, (_, label) in zip(best, part))
     return right / len(rows)
 
 
@@ -427,9 +443,8 @@ def class_night(a, model, enc, old_stages, new, day, bar):
     stages, texts, owners = [*old_stages, new], [], []
     for i, labels in enumerate(stages):
         again = dreams if i == expert + 1 else imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {})
-        known = sorted({label for _, label in again}, key=labels.index)
-        texts += [(text, len(owners) + known.index(label)) for text, label in again]
-        owners += [i - 1] * len(known)
+        texts += [(text, len(owners) + labels.index(label)) for text, label in again]
+        owners += [i - 1] * len(labels)
     ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in texts], model.device)
     keys, bias = seeding.topic_detectors(model.topic(ids, lengths), torch.tensor([k for _, k in texts], device=model.device))
     model.keys, model.bias, model.owner = model.keys[:0], model.bias[:0], model.owner[:0]
@@ -476,12 +491,17 @@ def run_clinc(a):
 
     def exam_all(model, i, routed):
         seen = [label for s in stages[:i + 1] for label in s]
-        return [classify(model, enc, rows[j], seen, routed) if j <= i else None for j in range(len(stages))]
+        name = classify_routed if routed and len(model.keys) else classify
+        return [name(model, enc, rows[j], seen) if j <= i else None for j in range(len(stages))]
 
     base_path = os.path.join(a.out_dir, "base.pt")
     bar = lambda total, name: tqdm(total=total, desc=name, unit="step", leave=False, mininterval=1.0)
     if a.resume and os.path.isfile(base_path):
         base, _ = load(base_path, a.torch_device)
+    elif a.init_from != "scratch":
+        base, _ = load(a.init_from, a.torch_device)
+        if base.config.vocab_size != enc.n_vocab:
+            fail(f"{a.init_from} has a vocabulary of {base.config.vocab_size}, the tokenizer has {enc.n_vocab}: they do not belong together")
     else:
         reseed(a, "weights")
         with bar(a.class_base_steps, "base") as b:

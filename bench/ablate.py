@@ -11,17 +11,17 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 4 and 5 nights as its beginning
+VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 3 and 4 as its beginning
     "sleep": (7, ["--contrast=1"]),
-    "no_expansion": (5, ["--expand=0"]),
-    "no_replay": (5, ["--replay=0"]),
-    "no_gate": (5, ["--gate=0"]),
-    "no_dreaming": (4, ["--dream=0"]),
-    "sft_not_kl": (4, ["--divergence=sft", "--on_policy=0"]),
-    "no_on_policy": (4, ["--on_policy=0"]),
-    "no_imitation": (4, ["--imitate=0"]),
-    "no_writer": (4, ["--writer=0"]),
-    "no_curriculum": (4, ["--curriculum=0"]),
+    "no_expansion": (4, ["--expand=0"]),
+    "no_replay": (3, ["--replay=0"]),
+    "no_gate": (4, ["--gate=0"]),
+    "no_dreaming": (3, ["--dream=0"]),
+    "sft_not_kl": (3, ["--divergence=sft", "--on_policy=0"]),
+    "no_on_policy": (3, ["--on_policy=0"]),
+    "no_imitation": (3, ["--imitate=0"]),
+    "no_writer": (3, ["--writer=0"]),
+    "no_curriculum": (3, ["--curriculum=0"]),
 }
 
 
