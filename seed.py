@@ -176,11 +176,11 @@ def grams(row, longest):
     return {tuple(row[i:i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)}
 
 
-def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, most=32):
+def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, share=0.15, most=32):
     """The n-grams that tonight's questions are about and the old self hardly dreams of: names, in most worlds.
 
-    A key belongs to one passage, is shared by several of its questions (at least `least` different answers), and its share
-    of all quizzes is more than `ratio` times its share of the dreams. Passage by passage the best supported key is taken (of
+    A key belongs to one passage, is in at least `share` of its questions (a slip of the tongue is not) with at least `least`
+    different answers, and its share of all quizzes is more than `ratio` times its share of the dreams. Passage by passage the best supported key is taken (of
     nearly equals the longest, so that a new name does not claim all who share a part of it), then the best key of the
     questions without it, and so on.
     """
@@ -193,6 +193,7 @@ def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, most=32):
         common.update(g for g in grams(row, longest) if g in home)
     for passage in sorted({p for p, *_ in quizzes}):
         left = [(gs, a) for p, gs, a in quizzes if p == passage]
+        enough = share * len(left)
         while left and len(keys) < most:
             answers, count = defaultdict(set), Counter()
             for gs, a in left:
@@ -200,7 +201,7 @@ def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, most=32):
                 count.update(gs)
                 for g in gs:
                     answers[g].add(a)
-            novel = [g for g, c in count.items() if len(answers[g]) >= least
+            novel = [g for g, c in count.items() if len(answers[g]) >= least and c >= enough
                      and c / len(quizzes) > ratio * common[g] / max(1, len(dreams))]
             if not novel:
                 break
@@ -246,7 +247,8 @@ def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, 
 
     A detector starts as a matched filter of its key, open where cos(x, mean of its positives) > 1 - 1 / sharp: what it has
     never seen does not open it. Then a squared hinge with margin 1, balanced over classes and with `weight` on false alarms
-    (they compound over nights), moves it where that is not enough: keys shorter than the convolution sees have many points.
+    (they compound over nights), moves it where that is not enough: keys shorter than the convolution sees have many points,
+    and where a detector of an earlier night hears the new key too, the new one must be louder by the margin.
     Features are frozen, so this is convex in (len(keys), n_embd). Returns (a, b, worst margin of a positive, false alarms).
     """
     longest = max(map(len, keys))
@@ -259,6 +261,7 @@ def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, 
             x_pos, owner = x_pos + ends, owner + [k] * len(ends)
         at += len(row)
     x_pos, owner = x_all[x_pos], torch.tensor(owner, device=model.device)
+    heard = (x_pos @ model.keys.T + model.bias).max(1)[0].clamp(min=0)[:, None] if len(model.keys) else 0.0
     share = F.one_hot(owner, len(keys)).float()
     share = share / share.sum(0)                                     # (P, K): the positives of a key weigh 1 together
     a = F.normalize(share.T @ x_pos, dim=1) * sharp / x_pos.norm(dim=1).mean()
@@ -271,7 +274,7 @@ def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, 
                 top = (x_neg @ a.T + b).max(1)[0].topk(min(2000, len(x_neg)))[1]
                 some = torch.randint(len(x_neg), (1000,), device=model.device)
                 hard = x_neg[torch.cat([top, some])]
-        miss = F.relu(1 - (x_pos @ a.T + b)).square()
+        miss = F.relu(1 + heard - (x_pos @ a.T + b)).square()
         alarm = F.relu(1 + (hard @ a.T + b)).square()
         loss = (miss * share).sum() + weight * alarm.sum(0).mean() / 100
         opt.zero_grad()

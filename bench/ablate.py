@@ -11,16 +11,15 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 3 and 4 as its beginning
+VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the life of 3 as its beginning
     "sleep": (7, ["--contrast=1"]),
-    "no_expansion": (4, ["--expand=0"]),
+    "no_expansion": (3, ["--expand=0"]),
     "no_replay": (3, ["--replay=0"]),
-    "no_gate": (4, ["--gate=0"]),
+    "no_gate": (3, ["--gate=0"]),
     "no_dreaming": (3, ["--dream=0"]),
     "sft_not_kl": (3, ["--divergence=sft", "--on_policy=0"]),
     "no_on_policy": (3, ["--on_policy=0"]),
     "no_imitation": (3, ["--imitate=0"]),
-    "no_writer": (3, ["--writer=0"]),
     "no_curriculum": (3, ["--curriculum=0"]),
 }
 
@@ -31,7 +30,7 @@ def main(only=",".join(VARIANTS), seeds="1,2,3", work="out-ablate", threads="1",
         for seed in seeds.split(","):
             out, base = os.path.join(work, f"{name}-{seed}"), os.path.join(work, f"sleep-{seed}", "base.pt")
             if not os.path.isfile(os.path.join(out, "summary.json")):
-                start = [] if name == "sleep" else [f"--init_from={base}", "--contrast=0"]
+                start = [f"--init_from={base}", "--contrast=0"] if name != "sleep" else []
                 command = ["--days=7", f"--stop={nights}", f"--seed={seed}", f"--world_seed={seed}", f"--threads={threads}", *flags, *start]
                 print(name, "seed", seed, "python sleep.py", *command, flush=True)
                 subprocess.run([sys.executable, os.path.join(ROOT, "sleep.py"), *command, f"--out_dir={out}"], check=True,
