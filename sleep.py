@@ -465,7 +465,8 @@ def run_clinc(a):
     docs = lambda labels: [C.document(enc, text, label, first) for text, label in C.rows_of(data, "train", labels) for first in (True, False)]
     rows = [C.rows_of(data, a.split, labels) for labels in stages]
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
-          f"{torch.get_num_threads()} threads. Expect about 12 to 18 minutes on two CPU cores, and about 0.7 after the last night.")
+          f"{torch.get_num_threads()} threads. Expect about 15 minutes on two CPU cores, "
+          "and about 0.7 over all intents after the last night.")
     if not a.resume:
         make_room(a.out_dir)
         write_json(os.path.join(a.out_dir, "args.json"), vars_of(a))

@@ -1,0 +1,68 @@
+"""The tables of the README, from the committed result files alone:  python bench/table.py"""
+import json
+import os
+from statistics import mean, stdev
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
+
+
+def read(name):
+    path = os.path.join(HERE, name)
+    return json.load(open(path)) if os.path.isfile(path) else None
+
+
+def pm(values, digits=3):
+    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{sd}"
+
+
+def after(run, n):
+    """A life cut after night n: recall (mornings after), ACC, BWT, old, reading, reversed, seconds a night."""
+    R, nights = [row[:n] for row in run["R"][:n]], run["nights"][:n]
+    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]), "BWT": mean(R[-1][j] - R[j][j] for j in range(n - 1)) if n > 1 else 0.0,
+            "old": nights[-1]["old"], "reading": nights[-1]["reading"], "reversed": mean(x["reversed"] for x in nights),
+            "s/night": mean(sum(x["seconds"].values()) for x in nights) if "seconds" in nights[0] and isinstance(nights[0]["seconds"], dict) else 0.0}
+
+
+def row(name, lives, n):
+    cut = [after(r, n) for r in lives]
+    return f"| {name} | {n} | {len(cut)} | " + " | ".join(pm([c[k] for c in cut], 1 if k == "s/night" else 3) for k in cut[0]) + " |"
+
+
+def main():
+    head = "| life | nights | seeds | recall next morning | ACC | BWT | old | reading | reversed | s/night |\n|---|---|---|---|---|---|---|---|---|---|"
+    life = read("life.json")
+    if life:
+        lives = {}
+        for r in life["runs"]:
+            lives.setdefault(r["variant"], []).append(r)
+        print("## the default life\n" + head)
+        for name in ("sleep", "none", "sft"):
+            print(row(name, lives[name], len(lives[name][0]["R"])))
+        print("\n## one ingredient taken away\n" + head)
+        print(row("sleep", lives["sleep"], 3))
+        for name in lives:
+            if name not in ("sleep", "none", "sft"):
+                n = min(len(r["R"]) for r in lives[name])
+                print(row(name.replace("_", " "), lives[name], n))
+                pair = {r["seed"]: after(r, n)["ACC"] for r in lives["sleep"]}
+                d = [after(r, n)["ACC"] - pair[r["seed"]] for r in lives[name] if r["seed"] in pair]
+                print(f"  paired difference in ACC: {pm(d)}")
+    dreams = read("dreaming.json")
+    if dreams:
+        print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen | recall | old after |\n|---|---|---|---|---|---|")
+        names = list(dict.fromkeys(r["variant"] for r in dreams["runs"]))
+        for name in names:
+            runs = [r["nights"] for r in dreams["runs"] if r["variant"] == name]
+            first_last = f"{pm([n[0]['useful_written'] for n in runs], 2)} → {pm([n[-1]['useful_written'] for n in runs], 2)}"
+            print(f"| {name} | {len(runs)} | {first_last} | " + " | ".join(pm([mean(x[k] for x in n) for n in runs], 2) for k in ("useful_chosen", "recall"))
+                  + f" | {pm([n[-1]['old'] for n in runs], 3)} |")
+    for name in ("long.json", "clinc150.json"):
+        data = read(name)
+        if data:
+            print(f"\n## {name}")
+            print(json.dumps({k: v for k, v in data.items() if not isinstance(v, (list, dict))}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
