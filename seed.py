@@ -66,6 +66,12 @@ def pack(quizzes, device):
             "asks": t < q[:, None], "answers": (t >= q[:, None]) & (t < length[:, None])}
 
 
+def no_ramblings(quizzes, share=0.97):
+    """Quizzes without the longest 3 %, which would pad all the others."""
+    length = sorted(len(q) + len(a) for _, q, a in quizzes)[int(share * (len(quizzes) - 1))]
+    return [x for x in quizzes if len(x[1]) + len(x[2]) <= length]
+
+
 def subset(z, index):
     return {k: v[index] for k, v in z.items()}
 
@@ -138,8 +144,7 @@ def screen(teacher, quizzes, cache, n_views, marks, min_gain=1.0, min_sure=0.5):
     """
     if not quizzes:
         raise RestlessNight("the self asked itself nothing about its day: it cannot read yet; pretrain longer")
-    length = sorted(len(q) + len(a) for _, q, a in quizzes)[int(0.97 * (len(quizzes) - 1))]
-    z = pack([x for x in quizzes if len(x[1]) + len(x[2]) <= length], teacher.device)        # ramblings pad all the others
+    z = pack(no_ramblings(quizzes), teacher.device)
     fixed = [lambda y, v=v: torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, y["passage"] * n_views + v,
                                                                  gate=False)]) for v in range(n_views)]
     gain = question_log_p(z, fixed[0](z)) - question_log_p(z, reader(teacher, blank(teacher, marks))(z))
@@ -464,16 +469,39 @@ def awake(model, z, level, expert, marks):
     return (fired >= 0) & (z["q"] - fired < model.config.window) & (owner[:, 0] == level) & (owner[:, 1] == expert)
 
 
-def write_memories(teacher, level, marks, n=256, min_sure=0.5):
-    """The closed-book quizzes of all nights a level still holds, dreamt by its own experts, with their answers as targets.
+def recombine(memories, most=1024):
+    """Questions no expert happened to dream: each dreamt wording asked about each other thing its expert knows (ours).
 
-    Kept if the router itself wakes that expert on the question (an old name would not) and it is sure of its answer.
+    memories: [(expert, question, answer)]. A thing is a key: an n-gram that several questions of one expert share and no
+    other expert dreams of. Returns unique [(expert, question)], at most `most` of them.
+    """
+    things = defaultdict(list)
+    for key in novel_keys(memories, [], share=0.03, most=256):
+        home = Counter(e for e, q, _ in memories if key in grams(q, len(key)))
+        things[home.most_common(1)[0][0]].append(key)
+    asked = {}
+    for e, q, _ in memories:
+        for key in things[e]:
+            for i in range(len(q) - len(key) + 1):
+                if q[i:i + len(key)] == key:
+                    asked.update({(e, q[:i] + other + q[i + len(key):]): None for other in things[e]})
+    asked = list(asked)
+    return [asked[i] for i in sorted(torch.randperm(len(asked))[:most].tolist())]
+
+
+def write_memories(teacher, level, marks, n=256, min_sure=0.5):
+    """The closed-book quizzes of all nights a level still holds, with their answers as targets.
+
+    Its experts dream them, wordings and things are recombined, and the self before consolidation answers. Kept if the router
+    itself wakes that expert on the question (an old name would not) and the answer is sure.
     """
     experts = range(teacher.blocks[0].levels[level].n_experts)
     memories = dream_memories(teacher, level, list(experts), marks, n) if experts else []
-    if not memories:
+    asked = recombine(no_ramblings(memories)) if memories else []
+    if not asked:
         raise RestlessNight("the level holds no memories to consolidate")
-    z = pack(memories, teacher.device)
+    said = generate(teacher, [[marks.bos, *q] for _, q in asked], 16, temperature=0, stop=[marks.end])
+    z = pack([(e, q, tuple(y)) for (e, q), y in zip(asked, said) if y[-1] == marks.end], teacher.device)
     z = subset(z, awake(teacher, z, level, z["passage"], marks))
     if len(z["ids"]):
         z = with_targets(z, [reader(teacher, blank(teacher, marks), gate=True)])
