@@ -543,8 +543,8 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
             n_head = json.load(f).get("n_head")
     n_head = n_head or max(1, d // 64)
     layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("h."))
-    config = Config(vocab_size=vocab + extra_tokens, block_size=len(t["wpe.weight"]), n_layer=layers, n_head=n_head, head_dim=d // n_head,
-                    n_embd=d, d_ff=t["h.0.mlp.c_fc.weight"].shape[1], act="gelu", rope=False, rms=False, bias=True,
+    config = Config(vocab_size=vocab + extra_tokens, block_size=len(t["wpe.weight"]), n_layer=layers, n_head=n_head,
+                    head_dim=d // n_head, n_embd=d, d_ff=t["h.0.mlp.c_fc.weight"].shape[1], act="gelu", rope=False, rms=False, bias=True,
                     qk_norm=False, conv=0, ranks=tuple(ranks))
     model, slow = GPT(config), f"levels.{len(ranks) - 1}."
     names = {"ln_1.": "norm.", "ln_2.": slow + "norm.", "attn.c_attn.": "qkv.", "attn.c_proj.": "proj.",

@@ -185,9 +185,9 @@ def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, share=0.15, most
     """The n-grams that tonight's questions are about and the old self hardly dreams of: names, in most worlds.
 
     A key belongs to one passage, is in at least `share` of its questions (a slip of the tongue is not) with at least `least`
-    different answers, and its share of all quizzes is more than `ratio` times its share of the dreams. Passage by passage the best supported key is taken (of
-    nearly equals the longest, so that a new name does not claim all who share a part of it), then the best key of the
-    questions without it, and so on.
+    different answers, and its share of all quizzes is more than `ratio` times its share of the dreams. Passage by passage
+    the best supported key is taken (of nearly equals the longest, so that a new name does not claim all who share a part
+    of it), then the best key of the questions without it, and so on.
     """
     quizzes = [(p, grams(q[1:-1], longest), a) for p, q, a in quizzes]
     home, common, keys = defaultdict(set), Counter(), []
@@ -521,7 +521,8 @@ def consolidate(model, fast, slow, marks, steps=600, bar=None, **kw):
     z = write_memories(teacher, fast, marks)
     model.reset(fast, heir=(slow, model.blocks[0].levels[slow].n_experts))
     params = model.unlock(slow, seed=len(model.owner))
-    seen = distil(model, params, z, reader(teacher, blank(teacher, marks), gate=True), marks, level=slow, steps=steps, bar=bar, **kw)
+    teach = reader(teacher, blank(teacher, marks), gate=True)
+    seen = distil(model, params, z, teach, marks, level=slow, steps=steps, bar=bar, **kw)
     model.settle(slow)
     return seen, len(z["ids"])
 

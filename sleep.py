@@ -140,10 +140,13 @@ def check(a):
                       "quizzes": 1, "seed_steps": 1, "rank": 1, "rank_slow": 1, "slow_steps": 1, "dreams": 1}.items():
         if getattr(a, name) < low:
             fail(f"--{name}={getattr(a, name)}: must be at least {low}")
-    for name in ("threads", "stop", "budget", "replay_dreams", "dream_steps", "dreams_random", "period", "seed_lr", "lr_muon", "lr_adam"):
+    for name in ("threads", "stop", "budget", "replay_dreams", "dream_steps", "dreams_random", "period", "seed_lr",
+                 "lr_muon", "lr_adam", "base_intents", "class_base_steps", "wake_steps", "class_steps", "class_dreams",
+                 "class_replay", "replay_weight"):
         if getattr(a, name) < 0:
             fail(f"--{name}={getattr(a, name)}: must not be negative")
-    for name, options in {"method": ("sleep", "none", "sft"), "data": ("world", "clinc150"), "split": ("test", "val"), "device": ("auto", "cpu", "cuda", "mps"),
+    for name, options in {"method": ("sleep", "none", "sft"), "data": ("world", "clinc150"), "split": ("test", "val"),
+                          "device": ("auto", "cpu", "cuda", "mps"),
                           "dtype": ("float32", "bfloat16"), "divergence": ("forward", "reverse", "jsd", "sft"),
                           "divergence_on": ("forward", "reverse", "jsd"), "select": ("cosine", "norm", "random")}.items():
         if getattr(a, name) not in options:
@@ -293,9 +296,10 @@ def night(a, model, day, marks, number, bar):
     bar.set_description_str("replay dreams")
     replay = seeding.dream_replay(teacher, marks, a.replay_dreams, 120) if a.replay and a.replay_dreams else []
     held = list(range(teacher.blocks[0].levels[FAST].n_experts))     # earlier nights, dreamt again by their own experts
-    memories = [[marks.bos, *q, *an] for _, q, an in seeding.dream_memories(teacher, FAST, held, marks, 16)] if replay and held else []
+    memories = seeding.dream_memories(teacher, FAST, held, marks, 16) if replay and held else []
+    old = replay + [[marks.bos, *q, *an] for _, q, an in memories]
     bar.set_description_str("seeding")
-    level, params, z, found = who_learns(a, model, z, views, replay + memories, marks, number)
+    level, params, z, found = who_learns(a, model, z, views, old, marks, number)
     kw = dict(divergence=a.divergence, divergence_on=a.divergence_on, on_policy=a.on_policy, gamma=a.gamma, bar=bar,
               alpha=a.alpha if a.imitate else 1.0)
     if replay and not (a.expand and a.gate):                         # without a gate only replay protects what is old
@@ -303,7 +307,8 @@ def night(a, model, day, marks, number, bar):
     if a.budget:                                                     # a night that may learn from few dreams must choose
         pool = seeding.with_targets(seeding.pack(dreamt, model.device), [teach])
         z = dream.choose_dreams(teacher, TRIAL, pool, z, marks, teach, a.select, a.truth, a.budget, 0)
-    log.update(found, **seeding.distil(model, params, z, teach, marks, level, steps=a.seed_steps, lr=a.seed_lr if a.expand else a.seed_lr / 10, **kw))
+    lr = a.seed_lr if a.expand else a.seed_lr / 10                    # a whole MLP wants smaller steps than a new expert
+    log.update(found, **seeding.distil(model, params, z, teach, marks, level, steps=a.seed_steps, lr=lr, **kw))
     seconds = {"seed": time.time() - start}
 
     start = time.time()
@@ -312,15 +317,16 @@ def night(a, model, day, marks, number, bar):
         few = torch.randperm(len(dreamt))[:192].tolist()
         pool = seeding.with_targets(seeding.pack([dreamt[i] for i in few], model.device), [teach])
         quiz = seeding.subset(z, torch.randperm(len(z["ids"]), device=model.device)[:32])
-        _, log["dream"] = dream.learn_to_dream(model, teacher, TRIAL, pool, quiz, views, a.views, marks, teach, a.select, a.truth,
-                                               a.dreams, a.dreams_random, writer=a.writer)
+        _, log["dream"] = dream.learn_to_dream(model, teacher, TRIAL, pool, quiz, views, a.views, marks, teach, a.select,
+                                               a.truth, a.dreams, a.dreams_random, writer=a.writer)
         p = dream.known(model, z, marks)                             # self-play: asked with the day, answered without it
         log["known"] = float(p.mean())
         if a.dream_steps:
             weights = dream.progress(p) if a.curriculum else None
             if a.curriculum and "bank" in kw:
                 kw["bank"]["draw"] = dream.rehearsal(model, kw["bank"], kw["head"])
-            log["dream"].update(seeding.distil(model, params, z, teach, marks, level, steps=a.dream_steps, weights=weights, lr=(a.seed_lr if a.expand else a.seed_lr / 10) / 2, **kw))
+            log["dream"].update(seeding.distil(model, params, z, teach, marks, level, steps=a.dream_steps, weights=weights,
+                                               lr=lr / 2, **kw))
     seconds["dream"] = time.time() - start
     if level is not None:
         model.settle(level)
@@ -408,9 +414,11 @@ def classify_routed(model, enc, rows, labels, k=5):
         part = rows[i:i + 100]
         ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in part], model.device)
         prior, at = (model.topic(ids, lengths) @ model.keys.T + model.bias).log_softmax(1).topk(min(k, len(labels)), 1)
-        asked = [(C.prompt(enc, text), enc.encode_ordinary(labels[j]) + [end]) for (text, _), js in zip(part, at.tolist()) for j in js]
+        asked = [(C.prompt(enc, text), enc.encode_ordinary(labels[j]) + [end])
+                 for (text, _), js in zip(part, at.tolist()) for j in js]
         ids, lengths = pad_rows([p + y for p, y in asked], model.device)
-        start, pos = torch.tensor([len(p) for p, _ in asked], device=ids.device), torch.arange(1, ids.shape[1], device=ids.device)
+        start = torch.tensor([len(p) for p, _ in asked], device=ids.device)
+        pos = torch.arange(1, ids.shape[1], device=ids.device)
         h = model.hidden(ids[:, :-1], extra={SLOW: model.owner[at.flatten(), 1]}, gate=False)
         lp = model.logits(h).float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         judged = (lp * ((pos >= start[:, None]) & (pos < lengths[:, None]))).sum(1).view_as(prior)
@@ -462,7 +470,8 @@ def run_clinc(a):
     texts = C.rows_of(data, "train", stages[0])
     enc = encoding(train_bpe([text for text, _ in texts] + stages[0], 2048), "clinc150")
     config = Config(vocab_size=enc.n_vocab, block_size=96, n_head=4, n_embd=128, d_ff=512, ranks=(a.rank, 128, 128))
-    docs = lambda labels: [C.document(enc, text, label, first) for text, label in C.rows_of(data, "train", labels) for first in (True, False)]
+    docs = lambda labels: [C.document(enc, text, label, first)
+                           for text, label in C.rows_of(data, "train", labels) for first in (True, False)]
     rows = [C.rows_of(data, a.split, labels) for labels in stages]
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
           f"{torch.get_num_threads()} threads. Expect about 15 minutes on two CPU cores, "
@@ -482,7 +491,8 @@ def run_clinc(a):
         result = {"method": name, "R": R, "final": over_all(R[-1]), "average_incremental": sum(over_all(r) for r in R) / len(R),
                   "seconds": round(time.time() - t, 1), **extra}
         write_json(path, result)
-        print(f"  {name:6} all {15 * (len(stages) - 1) + len(stages[0])} intents after the last night: {result['final']:.3f}   ({result['seconds']:.0f} s)")
+        print(f"  {name:6} all {sum(map(len, stages))} intents after the last night: {result['final']:.3f}   "
+              f"({result['seconds']:.0f} s)")
         return result
 
     def over_all(row):
@@ -502,7 +512,7 @@ def run_clinc(a):
     elif a.init_from != "scratch":
         base, _ = load(a.init_from, a.torch_device)
         if base.config.vocab_size != enc.n_vocab:
-            fail(f"{a.init_from} has a vocabulary of {base.config.vocab_size}, the tokenizer has {enc.n_vocab}: they do not belong together")
+            mismatch(a.init_from, base.config.vocab_size, enc.n_vocab)
     else:
         reseed(a, "weights")
         with bar(a.class_base_steps, "base") as b:
@@ -520,10 +530,12 @@ def run_clinc(a):
             reseed(a, "night", i)
             with bar(a.wake_steps + a.class_steps, "night") as b:
                 t = time.time()
-                nights.append({**class_night(a, model, enc, stages[:i], stages[i], docs(stages[i]), b), "seconds": time.time() - t})
+                log = class_night(a, model, enc, stages[:i], stages[i], docs(stages[i]), b)
+            nights.append({**log, "seconds": time.time() - t})
             R.append(exam_all(model, i, True))
             save(path, model, R=R, nights=nights)
-            print(f"  night {i}: {15} new intents {R[-1][i]:.3f}, all {sum(len(s) for s in stages[:i + 1])} seen so far {over_all(R[-1]):.3f}")
+            print(f"  night {i}: {len(stages[i])} new intents {R[-1][i]:.3f}, all {sum(map(len, stages[:i + 1]))} seen so far "
+                  f"{over_all(R[-1]):.3f}", flush=True)
         return R, {"nights": nights, "params_before": base.n_params(), "params_after": model.n_params()}
 
     def sft_life():
@@ -543,15 +555,15 @@ def run_clinc(a):
         return [exam_all(model.requires_grad_(False), len(stages) - 1, False)], {}
 
     none = lambda: ([exam_all(base, i, False) for i in range(len(stages))], {})
-    lives = {"sleep": sleep_life, "none": none, "sft": sft_life, "joint": joint} if a.contrast else {a.method: {"sleep": sleep_life, "none": none, "sft": sft_life}[a.method]}
-    results = {name: lived(name, f) for name, f in lives.items()}
+    lives = {"sleep": sleep_life, "none": none, "sft": sft_life, "joint": joint}
+    results = {name: lived(name, f) for name, f in lives.items() if a.contrast or name == a.method}
     seen = [label for s in stages for label in s]
     tfidf = C.tfidf_nearest_mean(C.rows_of(data, "train", seen), C.rows_of(data, a.split, seen))
     print(f"  tf-idf nearest mean on the real training text of all intents, no network: {tfidf:.3f}")
-    write_json(os.path.join(a.out_dir, "summary.json"), {"data": "clinc150", "split": a.split, "seed": a.seed, "stages": [len(s) for s in stages],
-               **{k: v for k, v in results.items()}, "tfidf_nearest_mean": tfidf, "command": a.command, "device": str(a.torch_device),
-               "threads": torch.get_num_threads(), "seconds": round(time.time() - start, 1),
-               "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
+    write_json(os.path.join(a.out_dir, "summary.json"), {
+        "data": "clinc150", "split": a.split, "seed": a.seed, "stages": [len(s) for s in stages], **results,
+        "tfidf_nearest_mean": tfidf, "command": a.command, "device": str(a.torch_device), "threads": torch.get_num_threads(),
+        "seconds": round(time.time() - start, 1), "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -631,7 +643,7 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         reseed(a, method, i, "day")
         passages = [W.passage(p, random)[0] for p in world["days"][i]]
         day = [sentences(enc, text) for text in passages]
-        context = ask([(text, q, an) for text, (q, an) in zip([t for t in passages for _ in range(5)], [x[1:] for x in days[i][0]])])
+        context = ask([(passages[n // 5], q, an) for n, (_, q, an) in enumerate(days[i][0])])
         took["wake"] += time.time() - t
         # night: sleep
         reseed(a, method, i, "night")
@@ -675,7 +687,8 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
     summary = {"method": method, "seed": a.seed, "world_seed": a.world_seed, "days": a.days, "R": state["R"], **metrics(state["R"]),
                "old_before": state["before"]["old"], "old_after": last["old"], "reading_before": state["before"]["reading"],
                "reading_after": last["reading"], "reversed": [n["reversed"] for n in state["nights"]],
-               "params_before": state["params_before"], "params_after": last["params"], "seconds": {k: round(v, 2) for k, v in took.items()},
+               "params_before": state["params_before"], "params_after": last["params"],
+               "seconds": {k: round(v, 2) for k, v in took.items()},
                "command": a.command, "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
                "device": str(a.torch_device), "threads": torch.get_num_threads()}
     write_json(os.path.join(out_dir, "summary.json"), summary)
@@ -702,7 +715,7 @@ def born(a, enc, marks, world):
     elif a.init_from.endswith(".pt"):
         model, _ = load(a.init_from)
         if model.config.vocab_size != enc.n_vocab:
-            fail(f"{a.init_from} has a vocabulary of {model.config.vocab_size}, the tokenizer has {enc.n_vocab}: they do not belong together")
+            mismatch(a.init_from, model.config.vocab_size, enc.n_vocab)
         return model.to(a.torch_device)
     else:
         try:
@@ -710,8 +723,12 @@ def born(a, enc, marks, world):
         except (OSError, ValueError) as e:
             fail(f"--init_from={a.init_from}: {e}")
         if model.config.vocab_size != enc.n_vocab:
-            fail(f"{a.init_from} has a vocabulary of {model.config.vocab_size - 4}, the tokenizer has {enc.n_vocab - 4}: they do not belong together")
+            mismatch(a.init_from, model.config.vocab_size - len(marks), enc.n_vocab - len(marks))
     return pretrain(a, model.to(a.torch_device), enc, marks, world)
+
+
+def mismatch(path, vocab, wanted):
+    fail(f"{path} has a vocabulary of {vocab} tokens, the tokenizer has {wanted}: they do not belong together")
 
 
 def tokenizer(a):
@@ -794,13 +811,15 @@ def run(a, enc, marks):
         info["pretrain"] = time.time() - t
         save(base_path, base, **info)
         print(f"pretrained {base.n_params():,} parameters in {info['pretrain']:.0f} s")
-    lives = [(a.method, a.out_dir)] + [(m, os.path.join(a.out_dir, m)) for m in ("none", "sft") if a.contrast and a.method == "sleep"]
+    beside = ("none", "sft") if a.contrast and a.method == "sleep" else ()
+    lives = [(a.method, a.out_dir)] + [(m, os.path.join(a.out_dir, m)) for m in beside]
     summaries = [live(a, method, base, enc, marks, world, folder, {"pretrain": info["pretrain"]}) for method, folder in lives]
     show(summaries[0]["R"], a.people, summaries[0]["method"])
     print(f"\n{'':8}{'recall':>8}{'ACC':>8}{'BWT':>8}{'old':>8}{'reading':>9}{'reversed':>10}{'parameters':>12}{'seconds':>9}")
     for s in summaries:
         print(f"{s['method']:8}{s['recall']:8.3f}{s['ACC']:8.3f}{s['BWT']:+8.3f}{s['old_after']:8.3f}{s['reading_after']:9.3f}"
-              f"{sum(s['reversed']) / len(s['reversed']):10.3f}{s['params_after']:12,}{s['seconds']['total'] - s['seconds']['pretrain']:9.1f}")
+              f"{sum(s['reversed']) / len(s['reversed']):10.3f}{s['params_after']:12,}"
+              f"{s['seconds']['total'] - s['seconds']['pretrain']:9.1f}")
     p = world["days"][0][0]
     print(f"\n{time.time() - start:.0f} s in all; {a.out_dir}/summary.json has the numbers. Ask it yourself:\n"
           f"  python sleep.py --out_dir={a.out_dir} --ask=\"Where does {p['name']} live?\"      (it is {p['lives']})")
