@@ -6,7 +6,7 @@ sleep.py: the life of a language model that sleeps. Flat, in the order of the pi
                 in its context   then reset    by RL      + old knowledge, + reading skill
 
     python sleep.py                                    the default life, from scratch, with `none` and `sft` beside it
-    python sleep.py --nights=21 --period=5             a longer one: nightly experts are consolidated every five nights
+    python sleep.py --days=21 --period=5               a longer one: nightly experts are consolidated every five nights
     python sleep.py --resume --out_dir=out             go on after an interruption
     python sleep.py --ask="Where does Ada Bram live?"  question a saved model
     python sleep.py --help                             every flag

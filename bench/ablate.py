@@ -21,17 +21,21 @@ VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lif
     "no_on_policy": (3, ["--on_policy=0"]),
     "no_imitation": (3, ["--imitate=0"]),
     "no_curriculum": (3, ["--curriculum=0"]),
+    "three_weeks": (21, ["--period=5"]),                             # levels: every five nights fast -> slow
+    "three_weeks_one_level": (21, ["--period=0"]),
 }
 
 
-def main(only=",".join(VARIANTS), seeds="1,2,3", work="out-ablate", threads="1", result=os.path.join(ROOT, "bench/results/life.json")):
+def main(only=",".join(VARIANTS), seeds="1,2,3", work="out-ablate", threads="1",
+         result=os.path.join(ROOT, "bench/results/life.json")):
     for name in only.split(","):
         nights, flags = VARIANTS[name]
         for seed in seeds.split(","):
             out, base = os.path.join(work, f"{name}-{seed}"), os.path.join(work, f"sleep-{seed}", "base.pt")
             if not os.path.isfile(os.path.join(out, "summary.json")):
                 start = [f"--init_from={base}", "--contrast=0"] if name != "sleep" else []
-                command = ["--days=7", f"--stop={nights}", f"--seed={seed}", f"--world_seed={seed}", f"--threads={threads}", *flags, *start]
+                command = [f"--days={max(7, nights)}", f"--stop={nights}", f"--seed={seed}", f"--world_seed={seed}",
+                           f"--threads={threads}", *flags, *start]
                 print(name, "seed", seed, "python sleep.py", *command, flush=True)
                 subprocess.run([sys.executable, os.path.join(ROOT, "sleep.py"), *command, f"--out_dir={out}"], check=True,
                                stdout=subprocess.DEVNULL)

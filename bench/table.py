@@ -42,12 +42,17 @@ def main():
         print("\n## one ingredient taken away\n" + head)
         print(row("sleep", lives["sleep"], 3))
         for name in lives:
-            if name not in ("sleep", "none", "sft"):
+            if name not in ("sleep", "none", "sft") and not name.startswith("three"):
                 n = min(len(r["R"]) for r in lives[name])
                 print(row(name.replace("_", " "), lives[name], n))
                 pair = {r["seed"]: after(r, n)["ACC"] for r in lives["sleep"]}
                 d = [after(r, n)["ACC"] - pair[r["seed"]] for r in lives[name] if r["seed"] in pair]
                 print(f"  paired difference in ACC: {pm(d)}")
+        print("\n## three weeks\n" + head.replace("s/night |", "s/night | parameters |") + "---|")
+        for name in lives:
+            if name.startswith("three"):
+                params = f" {mean(r['params_after'] for r in lives[name]):,.0f} |"
+                print(row(name.replace("_", " "), lives[name], min(len(r["R"]) for r in lives[name])) + params)
     dreams = read("dreaming.json")
     if dreams:
         print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen | recall | old after |\n|---|---|---|---|---|---|")

@@ -137,3 +137,23 @@ def test_metrics_of_a_hand_made_life():
     assert m["BWT"] == pytest.approx(((0.25 - 1.0) + (0.6 - 0.8)) / 2)
     assert m["forgetting"] == pytest.approx(((1.0 - 0.25) + (0.8 - 0.6)) / 2)
     assert m["recall"] == pytest.approx((1.0 + 0.8 + 1.0) / 3)
+
+
+def test_a_life_can_start_from_gpt2_weights(tmp_path, monkeypatch):
+    """Random GPT-2 weights written by transformers, with the vocabulary of the world standing in for GPT-2's."""
+    transformers = pytest.importorskip("transformers")
+    import tiktoken
+    from data.bpe import SPLIT, load_ranks
+    from data.world import RANKS, make_world
+    ranks = load_ranks(RANKS)
+    config = transformers.GPT2Config(vocab_size=len(ranks), n_positions=192, n_embd=48, n_layer=2, n_head=3)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path, safe_serialization=True)
+    fake = tiktoken.Encoding("gpt2", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setattr(sleep.tiktoken, "get_encoding", lambda name: fake)
+    a = sleep.parse([f"--init_from={tmp_path}", "--pretrain_steps=2"])
+    a.torch_device = torch.device("cpu")
+    enc = sleep.tokenizer(a)
+    marks = sleep.Marks(*(enc.encode_single_token(s) for s in sleep.SPECIAL))
+    model = sleep.born(a, enc, marks, make_world(1))
+    assert model.config.vocab_size == enc.n_vocab == len(ranks) + 4 and model.config.n_head == 3
+    assert sleep.answer(model, enc, marks, [("", " Who are you?", "")])[0] is not None
