@@ -136,7 +136,7 @@ class Block(nn.Module):
         if past is None:
             x = F.pad(x, (0, 0, taps, 0))
         else:                                                        # the cache keeps taps zeros before position 0
-            past["x"][rows_of(pos), pos + taps] = x
+            past["x"][rows_of(pos), pos + taps] = x.to(past["x"].dtype)
             before = pos[:, :1] + torch.arange(taps, device=h.device)
             x = past["x"][rows_of(pos), torch.cat([before, pos + taps], 1)]
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
@@ -150,8 +150,8 @@ class Block(nn.Module):
         if c.rope:
             q, k = rotate(q, *turn), rotate(k, *turn)
         if past is not None:
-            past["k"][rows_of(pos), :, pos] = k.transpose(1, 2)
-            past["v"][rows_of(pos), :, pos] = v.transpose(1, 2)
+            past["k"][rows_of(pos), :, pos] = k.transpose(1, 2).to(past["k"].dtype)
+            past["v"][rows_of(pos), :, pos] = v.transpose(1, 2).to(past["v"].dtype)
             k, v = past["k"][:, :, :mask.shape[-1]], past["v"][:, :, :mask.shape[-1]]
         scale = c.head_dim ** -0.5 * (2.0 if c.qk_norm else 1.0)    # normalised q, k alone cannot attend sharply enough
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
@@ -588,7 +588,8 @@ def grouped_experts(x, expert, A, B, tile=16):
     laid = x.new_zeros(tiles * tile, x.shape[1]).index_put((slot,), x[order] * (mine < E)[:, None])
     owner = torch.searchsorted(room.cumsum(0), torch.arange(tiles, device=x.device) * tile, right=True).clamp(max=E - 1)
     y = torch.bmm(F.gelu(torch.bmm(laid.view(tiles, tile, -1), A[owner])), B[owner]).flatten(0, 1)
-    return torch.zeros_like(x).index_put((order,), torch.where((mine < E)[:, None], y[slot], 0.0))
+    y = torch.where((mine < E)[:, None], y[slot], 0.0).to(x.dtype)
+    return torch.zeros_like(x).index_put((order,), y)
 
 
 def divergence(teacher, student, kind="forward", beta=0.5):

@@ -750,11 +750,12 @@ def main(argv):
     a.torch_device = pick_device(a)
     if a.threads:
         torch.set_num_threads(a.threads)
-    if a.data == "clinc150":
-        return run_clinc(a)
-    enc = tokenizer(a)
-    marks = Marks(*(enc.encode_single_token(s) for s in SPECIAL))
-    with torch.autocast(a.torch_device.type, torch.bfloat16, enabled=a.dtype == "bfloat16"):
+    # no cache: one context holds the whole life, and autocast's copies of the weights would never see them learn
+    with torch.autocast(a.torch_device.type, torch.bfloat16, enabled=a.dtype == "bfloat16", cache_enabled=False):
+        if a.data == "clinc150":
+            return run_clinc(a)
+        enc = tokenizer(a)
+        marks = Marks(*(enc.encode_single_token(s) for s in SPECIAL))
         if a.ask:
             return question(a, enc, marks)
         run(a, enc, marks)

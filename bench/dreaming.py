@@ -25,9 +25,7 @@ from data import world as W
 
 VARIANTS = {
     "cosine x truth, writer learns": [],
-    "cosine x truth": ["--writer=0"],
     "gradient norm, writer learns (the paper)": ["--select=norm", "--truth=0"],
-    "gradient norm": ["--select=norm", "--truth=0", "--writer=0"],
     "cosine x truth, writer, random expert": ["--random_expert=1"],
     "random": ["--select=random", "--truth=0", "--writer=0"],
 }

@@ -40,7 +40,7 @@ def main():
         for name in ("sleep", "none", "sft"):
             print(row(name, lives[name], len(lives[name][0]["R"])))
         print("\n## one ingredient taken away\n" + head)
-        print(row("sleep", lives["sleep"], 3))
+        print(row("sleep", lives["sleep"], 2) + "\n" + row("sleep", lives["sleep"], 3))
         for name in lives:
             if name not in ("sleep", "none", "sft") and not name.startswith("three"):
                 n = min(len(r["R"]) for r in lives[name])
