@@ -100,7 +100,7 @@ FLAGS = {  # name: (default, what it does)
     # levels
     "period": (0, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
     "rank_slow": (96, "rank of a slow expert"),
-    "slow_steps": (500, "distillation steps from level to level"),
+    "slow_steps": (1200, "distillation steps from level to level"),
 }
 
 

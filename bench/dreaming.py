@@ -61,10 +61,14 @@ def life(flags, base, world, number, nights, enc, marks):
             sleep.reseed(a, "sleep", i, "night")
             seen.clear()
             day = [sleep.sentences(enc, W.passage(p, random)[0]) for p in people]
-            sleep.night(a, model, day, marks, i, tqdm(disable=True))
+            yesterday, restless = copy.deepcopy(model), False
+            try:
+                sleep.night(a, model, day, marks, i, tqdm(disable=True))
+            except seed.RestlessNight:                               # as in sleep.py: wake up as yesterday's self
+                model, restless = yesterday, True
             rng = random.Random(i)
             rows.append({"written": len(seen["written"]), "useful_written": useful(enc, people, seen["written"]),
-                         "useful_chosen": useful(enc, people, seen["chosen"]),
+                         "useful_chosen": useful(enc, people, seen.get("chosen", [])), "restless": restless,
                          "recall": sleep.exam(model, enc, marks, W.exam(people, rng)),
                          "old": sleep.exam(model, enc, marks, W.exam(world["old"], rng))})
     finally:
