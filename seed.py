@@ -475,16 +475,16 @@ def recombine(memories, most=1024):
     memories: [(expert, question, answer)]. A thing is a key: an n-gram that several questions of one expert share and no
     other expert dreams of. Returns unique [(expert, question)], at most `most` of them.
     """
-    things = defaultdict(list)
+    keys_of = defaultdict(list)
     for key in novel_keys(memories, [], share=0.03, most=256):
         home = Counter(e for e, q, _ in memories if key in grams(q, len(key)))
-        things[home.most_common(1)[0][0]].append(key)
+        keys_of[home.most_common(1)[0][0]].append(key)
     asked = {}
     for e, q, _ in memories:
-        for key in things[e]:
+        for key in keys_of[e]:
             for i in range(len(q) - len(key) + 1):
                 if q[i:i + len(key)] == key:
-                    asked.update({(e, q[:i] + other + q[i + len(key):]): None for other in things[e]})
+                    asked.update({(e, q[:i] + other + q[i + len(key):]): None for other in keys_of[e]})
     asked = list(asked)
     return [asked[i] for i in sorted(torch.randperm(len(asked))[:most].tolist())]
 
