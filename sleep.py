@@ -520,7 +520,7 @@ def run_clinc(a):
         save(base_path, base)
 
     def sleep_life():
-        model, R, nights, done = copy.deepcopy(base), [], [], 0
+        model, R, nights = copy.deepcopy(base), [], []
         path = os.path.join(a.out_dir, "checkpoint.pt")
         if a.resume and os.path.isfile(path):
             model, state = load(path, a.torch_device)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Config, generate, pad_rows
+from model import GPT, Config, generate
 from seed import Marks, pad_documents
 
 MARKS = Marks(bos=3, ask=0, answer=2, end=1)

@@ -92,7 +92,6 @@ def test_truth_asks_the_self_that_holds_the_day():
 def test_rehearsal_goes_where_the_self_has_drifted():
     model = little()
     bank = seed.replay_bank(model, [[0, 1, 9, 2, 7, 3], [0, 1, 20, 2, 21, 3]], MARKS)
-    assert torch.allclose(dream.rehearsal(model, bank, model.wte.weight), torch.full((2,), 0.05), atol=1.0)
     bank["hidden"][1] += torch.randn_like(bank["hidden"][1])         # the old self said the second dream differently
     w = dream.rehearsal(model, bank, model.wte.weight)
     assert w[1] > 10 * w[0]

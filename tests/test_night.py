@@ -90,7 +90,7 @@ def test_old_experts_dream_of_their_own_night(world, two_nights):
 def test_levels_many_nights_become_one_expert_of_the_slow_level(world, base, two_nights):
     torch.manual_seed(0)
     model = copy.deepcopy(two_nights[0][1])
-    before, detectors = model.n_params(), len(model.keys)
+    detectors = len(model.keys)
     seen, n = seed.consolidate(model, FAST, SLOW, G.MARKS, steps=120)
     assert model.blocks[0].levels[FAST].n_experts == 0 and model.blocks[0].levels[SLOW].n_experts == 1
     assert len(model.keys) == detectors and (model.owner == torch.tensor([SLOW, 0])).all()
@@ -118,6 +118,15 @@ def test_every_switch_runs(world, base, flags):
     moved = any(not torch.equal(p, base.get_parameter(n)) for n, p in model.named_parameters())
     assert moved == ("--expand=0" in flags)
     assert not any(b.levels[x].A_live is not None for b in model.blocks for x in (TRIAL, FAST, SLOW))
+
+
+def test_a_night_in_bfloat16(world, base):
+    """Under autocast as sleep.py opens it: no cache, or the copies of the weights would never see the night's learning."""
+    random.seed(0), torch.manual_seed(0)
+    model = copy.deepcopy(base)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        night(parse(FLAGS), model, G.passages(world.new[:2], random), G.MARKS, 0, QUIET)
+        assert G.recall(model, world.new[:2]) > 0.8 and G.recall(model, world.old) > 0.9
 
 
 def test_sleeping_code_knows_no_world():
