@@ -106,7 +106,7 @@ class Level(nn.Module):
         x, y = self.norm(h), 0
         if self.up is not None:
             y = self.up(x)
-            y = self.down(F.relu(y).square() if self.act == "relu2" else F.gelu(y, approximate="tanh"))
+            y = self.down(F.relu(y) * y if self.act == "relu2" else F.gelu(y, approximate="tanh"))
         if expert is not None and self.n_experts:
             A, B = self.A, self.B
             if self.A_live is not None:

@@ -65,8 +65,8 @@ FLAGS = {  # name: (default, what it does)
     "views": (4, "shuffled readings of each passage that the teacher averages over"),
     "quizzes": (6, "documents of questions sampled for each view"),
     "replay_dreams": (384, "documents the old self dreams each night"),
-    "seed_steps": (170, "distillation steps"),
-    "seed_lr": (0.02, "peak learning rate of the new expert"),
+    "seed_steps": (120, "distillation steps"),
+    "seed_lr": (0.12, "peak learning rate of the new expert (Muon)"),
     "rank": (32, "rank of a nightly expert"),
     "divergence": ("forward", "off-policy F: forward | reverse | jsd | sft (hard labels)"),
     "divergence_on": ("reverse", "on-policy F: forward | reverse | jsd"),
@@ -82,7 +82,7 @@ FLAGS = {  # name: (default, what it does)
     "dream": (1, "0: no second stage"),
     "dreams": (24, "dreams chosen by importance"),
     "dreams_random": (8, "dreams chosen at random beside them"),
-    "dream_steps": (60, "distillation steps on the chosen dreams"),
+    "dream_steps": (30, "distillation steps on the chosen dreams"),
     "select": ("cosine", "importance: cosine (to the self-made quiz) | norm (the paper's) | random"),
     "budget": (0, "learn only this many dreams a night, chosen by --select; 0: all that pass the screen"),
     "truth": (1, "0: no truth filter, repeats allowed"),
@@ -100,7 +100,7 @@ FLAGS = {  # name: (default, what it does)
     # levels
     "period": (0, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
     "rank_slow": (96, "rank of a slow expert"),
-    "slow_steps": (1200, "distillation steps from level to level"),
+    "slow_steps": (500, "distillation steps from level to level"),
 }
 
 
