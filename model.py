@@ -239,18 +239,6 @@ class GPT(nn.Module):
         """
         return F.rms_norm(h, h.shape[-1:], eps=self.config.norm_eps)
 
-    def topic(self, ids, lengths):
-        """What a whole text is about, for routing where what is new is not a name (ours): ids (N, T) -> (N, n_embd).
-
-        The mean direction of its token embeddings. seed.py's `topic_detectors` turns it into an expert for the whole text.
-        """
-        here = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return self.features((F.normalize(self.wte(ids), dim=-1) * here[..., None]).sum(1))
-
-    def topic_expert(self, ids, lengths):
-        """The expert whose topic detector answers loudest to each text, -1 for the base: (N,)."""
-        return self.owner[(self.topic(ids, lengths) @ self.keys.T + self.bias).argmax(1), 1]
-
     def route(self, h, pos, cache, lengths, extra, gate):
         """The expert of every token, per level: a list of (B*T,) or None where a level has nothing to route.
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 import dream
 import seed as seeding
-from data import clinc as C, world as W
-from data.bpe import SPECIAL, encoding, train_bpe
+from data import world as W
+from data.bpe import SPECIAL, encoding
 from model import GPT, Config, clone, from_pretrained, generate, pad_rows, prefill
 from seed import Marks
 
@@ -93,8 +93,8 @@ FLAGS = {  # name: (default, what it does)
     "base_intents": (45, "intents the base is trained on; then 15 new ones a day"),
     "split": ("test", "split of the exam: test | val"),
     "class_base_steps": (1200, "pretraining steps of 32 documents"),
-    "wake_steps": (300, "steps of the fast level on the day's text"),
-    "class_steps": (400, "distillation steps of the night"),
+    "wake_steps": (150, "steps of the fast level on the day's text"),
+    "class_steps": (200, "distillation steps of the night"),
     "class_dreams": (120, "sentences dreamt for each new intent"),
     "class_replay": (60, "sentences dreamt for each old intent, for the router"),
     # levels
@@ -190,6 +190,15 @@ def document_ids(enc, marks, text, chain, weights=(0.05, 0.3, 1.0)):
     return ids, weight
 
 
+def pad_documents(docs, device):
+    """[(ids, weights)] -> ids (B, T), weight (B, T-1) of each predicted token."""
+    ids, _ = pad_rows([d[0] for d in docs], device)
+    weight = torch.zeros(ids.shape)
+    for i, (_, w) in enumerate(docs):
+        weight[i, :len(w)] = torch.tensor(w, dtype=torch.float)
+    return ids, weight.to(device)[:, 1:]
+
+
 def sentences(enc, text):
     """A passage as a list of sentences, each a list of ids."""
     parts = [p.strip() for p in text.replace("?", "?\n").replace("!", "!\n").replace(".", ".\n").split("\n")]
@@ -233,7 +242,7 @@ def pretrain(a, model, enc, marks, world):
         n, styles = ((1, 3) if f < 0.2 else (3, 5) if f < 0.5 else (5, 5)), ({"qa": 1} if f < 0.3 else W.STYLES)
         docs = [document_ids(enc, marks, *W.document(world, rng, n_facts=rng.randint(*n), styles=styles),
                              weights=(0.2 * (rng.random() < 0.25), 0.3, 1.0)) for _ in range(16)]  # 1 passage in 4 suffices
-        ids, weight = seeding.pad_documents(docs, model.device)
+        ids, weight = pad_documents(docs, model.device)
         keep = weight > 0
         for o, lrs in zip(opts, base):
             for g, lr in zip(o.param_groups, lrs):
@@ -348,222 +357,6 @@ def fine_tune(a, model, day, marks, bar, steps=60, lr=1e-3):
         bar.update(1)
     model.requires_grad_(False)
     return {"loss": float(loss.detach())}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Real text: CLINC150, class by class. A day is 1,500 sentences: too long for the context
-
-def study_all(a, model, docs, steps, bar, lr_muon=0.03, lr_adam=0.02):
-    """All weights on documents: the base, the joint bound and sequential fine-tuning."""
-    opts = optimizers(model, SimpleNamespace(lr_muon=lr_muon, lr_adam=lr_adam))
-    rates = [[g["lr"] for g in o.param_groups] for o in opts]
-    rows = sorted(range(len(docs)), key=lambda i: len(docs[i][0]))
-    for step in range(steps):
-        at = random.randrange(max(1, len(rows) - 256))
-        ids, weight = seeding.pad_documents([docs[i] for i in random.sample(rows[at:at + 256], 32)], model.device)
-        keep, words = weight > 0, model.config.vocab_size - len(SPECIAL)
-        seen = torch.where((torch.rand(ids.shape, device=ids.device) < 0.1) & (ids < words), torch.randint_like(ids, words), ids)
-        for o, lrs in zip(opts, rates):                              # a tenth of the words misheard: little text, many steps
-            for g, lr in zip(o.param_groups, lrs):
-                g["lr"] = lr * min(1.0, (step + 1) / 10) * (0.05 + 0.95 * min(1.0, (steps - step) / (0.6 * steps)))
-        loss = F.cross_entropy(model.logits(model.hidden(seen[:, :-1])[keep]).float(), ids[:, 1:][keep], reduction="none")
-        loss = (loss * weight[keep]).sum() / weight[keep].sum()
-        for o in opts:
-            o.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in opts:
-            o.step()
-        bar.update(1)
-    return model
-
-
-def imagine(model, enc, labels, n, who):
-    """n sentences the model imagines for each label, expert `who` ({level: expert}) awake: [(sentence, label)]."""
-    prompts = [C.prompt(enc, label=label) for label in labels]
-    out, end = [], C.specials(enc)[3]
-    for i in range(0, len(prompts), 8):
-        rows = prompts[i:i + 8]
-        extra = {level: torch.full((len(rows) * n,), e, device=model.device) for level, e in who.items()} or None
-        out += generate(model, rows, 24, n=n, temperature=0.9, stop=[end], extra=extra, gate=False)
-    text = [enc.decode([t for t in row if t < enc.n_vocab - len(SPECIAL)]).strip() for row in out]
-    return [(s, label) for s, label in zip(text, [label for label in labels for _ in range(n)]) if s]
-
-
-def classify(model, enc, rows, labels):
-    """Share of rows [(text, label)] named right by greedy decoding over a trie of all labels seen. No task id."""
-    end, tree, right = C.specials(enc)[3], torch.tensor(C.trie(enc, labels), device=model.device), 0
-    rows = sorted(rows, key=lambda r: len(r[0]))
-    for i in range(0, len(rows), 500):
-        part = rows[i:i + 500]
-        out = generate(model, [C.prompt(enc, text) for text, _ in part], 24, temperature=0, stop=[end], trie=tree, gate=False)
-        right += sum(enc.decode([t for t in row if t != end]) == label for row, (_, label) in zip(out, part))
-    return right / len(rows)
-
-
-@torch.no_grad()
-def classify_routed(model, enc, rows, labels, k=5):
-    """The router proposes, the experts judge: p(label | text) ~ p(topic k | text) p(label | text, the expert that knows it).
-
-    Share of rows named right among all labels seen (labels[i] belongs to detector i). No task id, no weight to tune: the
-    k likeliest labels of the topic detectors are each scored once, whole, by their own expert.
-    """
-    end, right = C.specials(enc)[3], 0
-    rows = sorted(rows, key=lambda r: len(r[0]))
-    for i in range(0, len(rows), 100):
-        part = rows[i:i + 100]
-        ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in part], model.device)
-        prior, at = (model.topic(ids, lengths) @ model.keys.T + model.bias).log_softmax(1).topk(min(k, len(labels)), 1)
-        asked = [(C.prompt(enc, text), enc.encode_ordinary(labels[j]) + [end])
-                 for (text, _), js in zip(part, at.tolist()) for j in js]
-        ids, lengths = pad_rows([p + y for p, y in asked], model.device)
-        start = torch.tensor([len(p) for p, _ in asked], device=ids.device)
-        pos = torch.arange(1, ids.shape[1], device=ids.device)
-        h = model.hidden(ids[:, :-1], extra={SLOW: model.owner[at.flatten(), 1]}, gate=False)
-        lp = model.logits(h).float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-        judged = (lp * ((pos >= start[:, None]) & (pos < lengths[:, None]))).sum(1).view_as(prior)
-        best = at.gather(1, (prior + judged).argmax(1, keepdim=True))[:, 0].tolist()
-        right += sum(labels[b] == label for b, (_, label) in zip(best, part))
-    return right / len(rows)
-
-
-def class_night(a, model, enc, old_stages, new, day, bar):
-    """Wake and sleep of one day of new intents. day: its documents; they are seen by the fast level only. Returns a log.
-
-    Night: from the teacher, the self whose fast level holds the day, dreams of the new intents are distilled into a new expert
-    of the slow level; then all seen intents are dreamt again, each by the self that knows it, and from these dreams the topic
-    detectors are drawn anew. The fast level is reset.
-    """
-    bar.set_description_str("awake")
-    wake = seeding.study(model, model.unlock(FAST), day, {FAST: 0}, a.wake_steps, a.seed_lr, bar=bar)
-    model.settle(FAST)
-    bar.set_description_str("dreaming")
-    teacher = clone(model)
-    dreams = imagine(teacher, enc, new, a.class_dreams, {FAST: 0})
-    model.reset(FAST)
-    bar.set_description_str("seeding")
-    expert = len(old_stages) - 1
-    docs = [C.document(enc, text, label, first) for text, label in dreams for first in (True, False)]
-    slept = seeding.study(model, model.unlock(SLOW, seed=expert), docs, {SLOW: expert}, a.class_steps, a.seed_lr,
-                          teacher=(teacher, {FAST: 0}), bar=bar)
-    model.settle(SLOW)
-    bar.set_description_str("router")
-    stages, texts, owners = [*old_stages, new], [], []
-    for i, labels in enumerate(stages):
-        again = dreams if i == expert + 1 else imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {})
-        texts += [(text, len(owners) + labels.index(label)) for text, label in again]
-        owners += [i - 1] * len(labels)
-    ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in texts], model.device)
-    keys, bias = seeding.topic_detectors(model.topic(ids, lengths), torch.tensor([k for _, k in texts], device=model.device))
-    model.keys, model.bias, model.owner = model.keys[:0], model.bias[:0], model.owner[:0]
-    for i in range(-1, expert + 1):
-        mine = torch.tensor([o == i for o in owners], device=model.device)
-        model.attach(keys[mine], bias[mine], SLOW, i)
-    return {"wake_loss": wake, "sleep_loss": slept, "dreams": len(dreams)}
-
-
-def run_clinc(a):
-    """--data=clinc150: the lives `sleep`, `sft` and `none`, the joint bound and a reference without a network."""
-    start = time.time()
-    data, stages = C.load(a.data_dir, a.base_intents, 15, a.seed)
-    stages = stages[:1 + a.days]
-    texts = C.rows_of(data, "train", stages[0])
-    enc = encoding(train_bpe([text for text, _ in texts] + stages[0], 2048), "clinc150")
-    config = Config(vocab_size=enc.n_vocab, block_size=96, n_head=4, n_embd=128, d_ff=512, ranks=(a.rank, 128, 128))
-    docs = lambda labels: [C.document(enc, text, label, first)
-                           for text, label in C.rows_of(data, "train", labels) for first in (True, False)]
-    rows = [C.rows_of(data, a.split, labels) for labels in stages]
-    print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
-          f"{torch.get_num_threads()} threads. Expect about 15 minutes on two CPU cores, "
-          "and about 0.7 over all intents after the last night.")
-    if not a.resume:
-        make_room(a.out_dir)
-        write_json(os.path.join(a.out_dir, "args.json"), vars_of(a))
-
-    def lived(name, live_it):
-        """A life that is finished is read back, not lived again."""
-        path = os.path.join(a.out_dir, f"{name}.json")
-        if a.resume and os.path.isfile(path):
-            with open(path) as f:
-                return json.load(f)
-        t = time.time()
-        R, extra = live_it()
-        result = {"method": name, "R": R, "final": over_all(R[-1]), "average_incremental": sum(over_all(r) for r in R) / len(R),
-                  "seconds": round(time.time() - t, 1), **extra}
-        write_json(path, result)
-        print(f"  {name:6} all {sum(map(len, stages))} intents after the last night: {result['final']:.3f}   "
-              f"({result['seconds']:.0f} s)")
-        return result
-
-    def over_all(row):
-        """Accuracy over all intents seen so far: stages weigh as many intents as they have."""
-        seen = [(r, len(s)) for r, s in zip(row, stages) if r is not None]
-        return sum(r * n for r, n in seen) / sum(n for _, n in seen)
-
-    def exam_all(model, i, routed):
-        seen = [label for s in stages[:i + 1] for label in s]
-        name = classify_routed if routed and len(model.keys) else classify
-        return [name(model, enc, rows[j], seen) if j <= i else None for j in range(len(stages))]
-
-    base_path = os.path.join(a.out_dir, "base.pt")
-    bar = lambda total, name: tqdm(total=total, desc=name, unit="step", leave=False, mininterval=1.0)
-    if a.resume and os.path.isfile(base_path):
-        base, _ = load(base_path, a.torch_device)
-    elif a.init_from != "scratch":
-        base, _ = load(a.init_from, a.torch_device)
-        if base.config.vocab_size != enc.n_vocab:
-            mismatch(a.init_from, base.config.vocab_size, enc.n_vocab)
-    else:
-        reseed(a, "weights")
-        with bar(a.class_base_steps, "base") as b:
-            base = study_all(a, GPT(config).to(a.torch_device), docs(stages[0]), a.class_base_steps, b).requires_grad_(False)
-        save(base_path, base)
-
-    def sleep_life():
-        model, R, nights = copy.deepcopy(base), [], []
-        path = os.path.join(a.out_dir, "checkpoint.pt")
-        if a.resume and os.path.isfile(path):
-            model, state = load(path, a.torch_device)
-            R, nights = state["R"], state["nights"]
-        R = R or [exam_all(model, 0, True)]
-        for i in range(len(R), len(stages)):
-            reseed(a, "night", i)
-            with bar(a.wake_steps + a.class_steps, "night") as b:
-                t = time.time()
-                log = class_night(a, model, enc, stages[:i], stages[i], docs(stages[i]), b)
-            nights.append({**log, "seconds": time.time() - t})
-            R.append(exam_all(model, i, True))
-            save(path, model, R=R, nights=nights)
-            print(f"  night {i}: {len(stages[i])} new intents {R[-1][i]:.3f}, all {sum(map(len, stages[:i + 1]))} seen so far "
-                  f"{over_all(R[-1]):.3f}", flush=True)
-        return R, {"nights": nights, "params_before": base.n_params(), "params_after": model.n_params()}
-
-    def sft_life():
-        model, R = copy.deepcopy(base), [exam_all(base, 0, False)]
-        for i in range(1, len(stages)):
-            reseed(a, "sft", i)
-            with bar(a.wake_steps, f"sft day {i}") as b:
-                study_all(a, model.requires_grad_(True), docs(stages[i]), a.wake_steps, b, 0.01, 0.005)
-            R.append(exam_all(model.requires_grad_(False), i, False))
-        return R, {}
-
-    def joint():
-        reseed(a, "joint")
-        steps = a.class_base_steps * 2
-        with bar(steps, "joint") as b:
-            model = study_all(a, GPT(config).to(a.torch_device), docs([label for s in stages for label in s]), steps, b)
-        return [exam_all(model.requires_grad_(False), len(stages) - 1, False)], {}
-
-    none = lambda: ([exam_all(base, i, False) for i in range(len(stages))], {})
-    lives = {"sleep": sleep_life, "none": none, "sft": sft_life, "joint": joint}
-    results = {name: lived(name, f) for name, f in lives.items() if a.contrast or name == a.method}
-    seen = [label for s in stages for label in s]
-    tfidf = C.tfidf_nearest_mean(C.rows_of(data, "train", seen), C.rows_of(data, a.split, seen))
-    print(f"  tf-idf nearest mean on the real training text of all intents, no network: {tfidf:.3f}")
-    write_json(os.path.join(a.out_dir, "summary.json"), {
-        "data": "clinc150", "split": a.split, "seed": a.seed, "stages": [len(s) for s in stages], **results,
-        "tfidf_nearest_mean": tfidf, "command": a.command, "device": str(a.torch_device), "threads": torch.get_num_threads(),
-        "seconds": round(time.time() - start, 1), "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -753,7 +546,8 @@ def main(argv):
     # no cache: one context holds the whole life, and autocast's copies of the weights would never see them learn
     with torch.autocast(a.torch_device.type, torch.bfloat16, enabled=a.dtype == "bfloat16", cache_enabled=False):
         if a.data == "clinc150":
-            return run_clinc(a)
+            from bench import clinc150                               # the life on real text is a chapter of its own
+            return clinc150.live(a)
         enc = tokenizer(a)
         marks = Marks(*(enc.encode_single_token(s) for s in SPECIAL))
         if a.ask:

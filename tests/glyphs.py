@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from model import GPT, Config, generate
-from seed import Marks, pad_documents
+from seed import Marks
+from sleep import pad_documents
 
 MARKS = Marks(bos=3, ask=0, answer=2, end=1)
 NAME, REST, VALUE, RULE, STOP, VOCAB = 10, 50, 90, 180, 9, 200         # where each kind of token begins

@@ -238,27 +238,6 @@ def test_a_forced_expert_speaks_only_where_the_router_is_silent():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# topics: one expert for a whole text
-
-def on_topic():
-    """A model with a topic detector for each of three texts, and the texts behind random padding."""
-    model, texts = plain(), [tokens(n).tolist() for n in (7, 2, 5)]
-    ids, lengths = pad_rows(texts)
-    ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, tokens(*ids.shape))
-    for row, n, expert in zip(ids, lengths, (1, -1, 0)):             # -1: the base
-        model.attach(model.topic(row[None, :n], n[None]), torch.zeros(1), 1, expert)
-    return model, texts, ids, lengths
-
-
-def test_a_topic_is_the_mean_direction_of_a_text():
-    model, texts, ids, lengths = on_topic()
-    for ours, text in zip(model.topic(ids, lengths), texts):
-        mean = sum(model.wte.weight[t] / model.wte.weight[t].norm() for t in text)
-        close(ours / ours.norm(), mean / mean.norm())
-    assert model.topic_expert(ids, lengths).tolist() == [1, -1, 0]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # widen
 
 SIZES = [dict(n_embd=83), dict(n_head=5), dict(d_ff=257), dict(n_embd=83, n_head=5, d_ff=257)]
@@ -275,12 +254,6 @@ def test_widen_keeps_the_function(size, options):
     assert far(model(ids), model(ids, gate=False)) and far(model(ids), model(ids, extra=forced))
     close(wide(ids), model(ids), 1e-12)
     close(wide(ids, extra=forced), model(ids, extra=forced), 1e-12)
-
-
-def test_widen_keeps_the_topics():
-    model, _, ids, lengths = on_topic()
-    score = lambda m: m.topic(ids, lengths) @ m.keys.T + m.bias
-    close(score(widen(model, n_embd=83)), score(model), 1e-12)
 
 
 def test_widen_leaves_no_saddle():

@@ -164,20 +164,6 @@ def test_views_shuffle_sentences_and_lose_nothing():
     assert all(v.index(13) == v.index(12) + 1 for v in views[:5])
 
 
-def test_topic_detectors_are_the_nearest_mean_by_mahalanobis():
-    torch.manual_seed(0)
-    x, label = torch.randn(90, 5, dtype=torch.float64), torch.arange(90) % 3
-    x = x @ torch.randn(5, 5, dtype=torch.float64) + 2 * label[:, None]
-    keys, bias = seed.topic_detectors(x, label, shrink=0.0)
-    mean = torch.stack([x[label == k].mean(0) for k in range(3)])
-    inverse = torch.linalg.inv((x - mean[label]).T @ (x - mean[label]) / 90)
-    y = torch.randn(50, 5, dtype=torch.float64) * 4
-    gap = y[:, None] - mean
-    distance = torch.einsum("nkd,de,nke->nk", gap, inverse, gap)
-    score = y @ keys.T + bias                                        # = (y' S^-1 y - distance) / 2 for every k
-    assert torch.allclose(score - score[:, :1], (distance[:, :1] - distance) / 2, atol=1e-9)
-
-
 def test_a_day_that_says_nothing_is_refused_in_one_line():
     model = little()
     with pytest.raises(seed.RestlessNight, match="pretrain longer"):
@@ -193,3 +179,15 @@ def test_recombined_memories_ask_every_wording_about_every_thing():
     asked = seed.recombine(memories)
     want = {(e, (1, 20 + w, *name, 30, 2)) for e in things for name in things[e] for w in range(4)}
     assert set(asked) == want and len(memories) == 12 < len(want) == 16
+
+
+def test_muon_turns_any_gradient_into_equal_steps():
+    torch.manual_seed(0)
+    for shape in ((2, 40, 8), (2, 8, 40), (24, 6)):
+        p, m = torch.zeros(shape), torch.zeros(shape)
+        p.grad = torch.randn(shape) * torch.logspace(0, -1, shape[-1])
+        was = p.grad.clone()
+        seed.muon([p], [m], lr=0.1)
+        size = torch.linalg.svdvals(p) / 0.1
+        assert (size > 0.3).all() and (size < 1.3).all()             # Newton-Schulz with these coefficients: about 1
+        assert (p * was).sum() < 0 and torch.equal(m, was)           # downhill; the momentum is kept

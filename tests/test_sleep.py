@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sleep
+from data import clinc as C
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--n_layer=2", "--n_embd=64", "--n_head=2", "--days=2", "--people=2", "--pretrain_steps=6", "--quizzes=1", "--views=1",
@@ -106,7 +107,7 @@ def test_bad_flags_get_one_line(words, says, tmp_path, monkeypatch):
             sleep.load(a.init_from)
         else:
             try:
-                sleep.C.load(a.data_dir)
+                C.load(a.data_dir)
             except FileNotFoundError as e:
                 sleep.fail(str(e))
     assert stop.value.code == 2
