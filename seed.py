@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from model import chunked_divergence, clone, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
 
 Marks = namedtuple("Marks", "bos ask answer end")
+MISHEARD = 0.08                     # share of a question's words (not of its names) that the student hears wrongly
 
 
 class RestlessNight(ValueError):
@@ -181,10 +182,11 @@ def grams(row, longest):
     return {tuple(row[i:i + n]) for n in range(1, longest + 1) for i in range(len(row) - n + 1)}
 
 
-def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, share=0.15, most=32):
+def novel_keys(quizzes, dreams, texts=None, ratio=20.0, longest=3, least=3, share=0.15, most=32):
     """The n-grams that tonight's questions are about and the old self hardly dreams of: names, in most worlds.
 
-    A key belongs to one passage, is in at least `share` of its questions (a slip of the tongue is not) with at least `least`
+    A key belongs to one passage and occurs in its text (texts: ids of each passage, if it is still in the context), is in at
+    least `share` of its questions (a slip of the tongue is not) with at least `least`
     different answers, and its share of all quizzes is more than `ratio` times its share of the dreams. Passage by passage
     the best supported key is taken (of nearly equals the longest, so that a new name does not claim all who share a part
     of it), then the best key of the questions without it, and so on.
@@ -197,12 +199,13 @@ def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, share=0.15, most
     for row in dreams:
         common.update(g for g in grams(row, longest) if g in home)
     for passage in sorted({p for p, *_ in quizzes}):
+        said = None if texts is None else grams(texts[passage], longest)
         left = [(gs, a) for p, gs, a in quizzes if p == passage]
         enough = share * len(left)
         while left and len(keys) < most:
             answers, count = defaultdict(set), Counter()
             for gs, a in left:
-                gs = [g for g in gs if len(home[g]) == 1]
+                gs = [g for g in gs if len(home[g]) == 1 and (said is None or g in said)]
                 count.update(gs)
                 for g in gs:
                     answers[g].add(a)
@@ -216,17 +219,32 @@ def novel_keys(quizzes, dreams, ratio=20.0, longest=3, least=3, share=0.15, most
     return keys
 
 
+def heard(model, ids):
+    """The router's features at every token: ids (B, T) -> (B, T, n_embd)."""
+    pos = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    h = model.wte(ids) if model.wpe is None else model.wte(ids) + model.wpe(pos)
+    return model.features(model.blocks[0].convolve(h, pos))
+
+
 @torch.no_grad()
 def router_inputs(model, rows, chunk=256):
-    """The router's features at every token of rows: (tokens, n_embd), and for each row where its tokens begin."""
+    """The router's features at every token of rows: (tokens, n_embd)."""
     out = []
     for i in range(0, len(rows), chunk):
         ids, lengths = pad_rows(rows[i:i + chunk], model.device)
-        pos = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        h = model.wte(ids) if model.wpe is None else model.wte(ids) + model.wpe(pos)
-        x = model.features(model.blocks[0].convolve(h, pos))
-        out.append(x[pos < lengths[:, None]])
+        out.append(heard(model, ids)[torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]])
     return torch.cat(out)
+
+
+@torch.no_grad()
+def wording(model, z, marks):
+    """(N, T) True at the words of a question that no detector listens to: all but the names, in most worlds."""
+    ids = torch.cat([torch.full_like(z["ids"][:, :1], marks.bos), z["ids"]], 1)
+    fires = ((heard(model, ids) @ model.keys.T + model.bias).max(-1)[0] > 0).float()
+    reach = model.config.conv or 1                                   # a detector that fires has heard this many tokens
+    names = F.max_pool1d(F.pad(fires, (0, reach - 1))[:, None], reach, 1)[:, 0, 1:] > 0
+    t = torch.arange(names.shape[1], device=names.device)
+    return (t > 0) & (t < z["q"][:, None] - 1) & ~names
 
 
 @torch.no_grad()
@@ -291,12 +309,12 @@ def train_router(model, keys, positive_rows, negative_rows, steps=100, lr=0.03, 
         return a.detach(), b.detach(), z.gather(1, owner[:, None]).min(), alarms
 
 
-def recognise(model, quizzes, views, dreams, marks):
+def recognise(model, quizzes, views, n_views, dreams, marks):
     """Find tonight's keys and train their detectors. quizzes: unpacked. Returns (keys, (a, b), false alarms on dreams).
 
     Raises RestlessNight when the day holds nothing that the old self does not dream of.
     """
-    keys = novel_keys(quizzes, dreams, longest=model.config.conv or 3)
+    keys = novel_keys(quizzes, dreams, views[::n_views], longest=model.config.conv or 3)
     if not keys:
         raise RestlessNight("nothing new was recognised in the day: no name or phrase that the old self does not dream of")
     asked = [[marks.bos, *q] for _, q, _ in quizzes]
@@ -314,6 +332,14 @@ def closed_book(z, index, marks):
     return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids[:, :-1]], 1)
 
 
+def mishear(ids, where, marks, vocab, share):
+    """Replace a share of the words at `where` (n, T) by any others: one dream then teaches more than one wording (ours)."""
+    other = torch.randint(vocab, ids.shape, device=ids.device)
+    for mark in marks:
+        where = where & (other != mark)
+    return torch.where(where & (torch.rand(ids.shape, device=ids.device) < share), other, ids)
+
+
 def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, question_weight=0.3):
     """E_{(x,y)~D} F(teacher || student)(y|x) over answer tokens, and cross-entropy on what the expert shall dream again.
 
@@ -321,6 +347,9 @@ def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, que
     """
     n, device = len(index), student.device
     ids = closed_book(z, torch.cat([index, index[:n_forced]]), marks)
+    if "wording" in z:
+        where = F.pad(z["wording"][index][:, :-1], (1, 0, 0, n_forced))                      # closed_book shifts by one
+        ids = mishear(ids, where, marks, student.config.vocab_size, MISHEARD)
     extra = None
     if level is not None:
         live = student.blocks[0].levels[level].n_experts - 1
@@ -437,7 +466,7 @@ def muon(params, momenta, lr, beta=0.95):
         p.sub_(lr * (g if g.shape == p.shape else g.mT))
 
 
-def distil(student, params, z, teach, marks, level=None, steps=120, lr=0.12, batch=32, divergence="forward",
+def distil(student, params, z, teach, marks, level=None, steps=160, lr=0.12, batch=32, divergence="forward",
            divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=12,
            bank=None, head=None, replay_weight=8.0, weights=None, warmup=8, bar=None):
     """Train `params` (matrices, and nothing else) of the student on packed quizzes z with targets. Returns logged means.
@@ -536,6 +565,7 @@ def consolidate(model, fast, slow, marks, steps=500, bar=None, **kw):
     model.reset(fast, heir=(slow, model.blocks[0].levels[slow].n_experts))
     params = model.unlock(slow, seed=len(model.owner))
     teach = reader(teacher, blank(teacher, marks), gate=True)
+    z["wording"] = wording(model, z, marks)
     each = 1 / torch.bincount(z["passage"])[z["passage"]]              # every night is rehearsed equally often
     seen = distil(model, params, z, teach, marks, level=slow, steps=steps, weights=each, bar=bar, **kw)
     model.settle(slow)

@@ -57,15 +57,16 @@ FLAGS = {  # name: (default, what it does)
     "ask": ("", "a question for the model saved in --out_dir"),
     "context": ("", "with --ask: a passage to read first"),
     # pretraining
-    "pretrain_steps": (700, "steps of 16 documents"),
+    "pretrain_steps": (900, "steps of 16 documents"),
     "n_layer": (3, "blocks"), "n_head": (3, "heads of 32"), "n_embd": (96, "width"),
     "lr_muon": (0.03, "peak learning rate of matrices (Muon)"),
     "lr_adam": (0.04, "peak learning rate of embeddings, gains and convolutions (AdamW)"),
     # the night: Knowledge Seeding
     "views": (4, "shuffled readings of each passage that the teacher averages over"),
     "quizzes": (6, "documents of questions sampled for each view"),
-    "replay_dreams": (384, "documents the old self dreams each night"),
-    "seed_steps": (120, "distillation steps"),
+    "temperature": (0.85, "of the self that asks itself: higher asks in more ways, and misspells more names"),
+    "replay_dreams": (320, "documents the old self dreams each night"),
+    "seed_steps": (160, "distillation steps"),
     "seed_lr": (0.12, "peak learning rate of the new expert (Muon)"),
     "rank": (32, "rank of a nightly expert"),
     "divergence": ("forward", "off-policy F: forward | reverse | jsd | sft (hard labels)"),
@@ -82,7 +83,7 @@ FLAGS = {  # name: (default, what it does)
     "dream": (1, "0: no second stage"),
     "dreams": (24, "dreams chosen by importance"),
     "dreams_random": (8, "dreams chosen at random beside them"),
-    "dream_steps": (30, "distillation steps on the chosen dreams"),
+    "dream_steps": (20, "distillation steps on the chosen dreams"),
     "select": ("cosine", "importance: cosine (to the self-made quiz) | norm (the paper's) | random"),
     "budget": (0, "learn only this many dreams a night, chosen by --select; 0: all that pass the screen"),
     "truth": (1, "0: no truth filter, repeats allowed"),
@@ -93,9 +94,9 @@ FLAGS = {  # name: (default, what it does)
     "base_intents": (45, "intents the base is trained on; then 15 new ones a day"),
     "split": ("test", "split of the exam: test | val"),
     "class_base_steps": (1200, "pretraining steps of 32 documents"),
-    "wake_steps": (150, "steps of the fast level on the day's text"),
-    "class_steps": (200, "distillation steps of the night"),
-    "class_dreams": (120, "sentences dreamt for each new intent"),
+    "wake_steps": (250, "steps of the fast level on the day's text"),
+    "class_steps": (300, "distillation steps of the night"),
+    "class_dreams": (160, "sentences dreamt for each new intent"),
     "class_replay": (60, "sentences dreamt for each old intent, for the router"),
     # levels
     "period": (0, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
@@ -142,7 +143,7 @@ def check(a):
             fail(f"--{name}={getattr(a, name)}: must be at least {low}")
     for name in ("threads", "stop", "budget", "replay_dreams", "dream_steps", "dreams_random", "period", "seed_lr",
                  "lr_muon", "lr_adam", "base_intents", "class_base_steps", "wake_steps", "class_steps", "class_dreams",
-                 "class_replay", "replay_weight"):
+                 "class_replay", "replay_weight", "temperature"):
         if getattr(a, name) < 0:
             fail(f"--{name}={getattr(a, name)}: must not be negative")
     for name, options in {"method": ("sleep", "none", "sft"), "data": ("world", "clinc150"), "split": ("test", "val"),
@@ -157,7 +158,7 @@ def check(a):
     for name in ("contrast", "imitate", "expand", "gate", "replay", "dream", "truth", "random_expert", "writer", "curriculum"):
         if getattr(a, name) not in (0, 1):
             fail(f"--{name}={getattr(a, name)}: expected 0 or 1")
-    if a.days * a.people > 4000:
+    if max(a.days, 28) * a.people > 4000:
         fail(f"--days={a.days} --people={a.people}: the world has room for 4000 new people")
 
 
@@ -241,7 +242,7 @@ def pretrain(a, model, enc, marks, world):
         f = step / a.pretrain_steps
         n, styles = ((1, 3) if f < 0.2 else (3, 5) if f < 0.5 else (5, 5)), ({"qa": 1} if f < 0.3 else W.STYLES)
         docs = [document_ids(enc, marks, *W.document(world, rng, n_facts=rng.randint(*n), styles=styles),
-                             weights=(0.2 * (rng.random() < 0.25), 0.3, 1.0)) for _ in range(16)]  # 1 passage in 4 suffices
+                             weights=(0.2 * (rng.random() < 0.25), 0.6, 1.0)) for _ in range(16)]  # 1 passage in 4 suffices
         ids, weight = pad_documents(docs, model.device)
         keep = weight > 0
         for o, lrs in zip(opts, base):
@@ -277,14 +278,15 @@ def who_learns(a, model, z, views, dreams, marks, number):
             return SLOW, model.reopen(SLOW), z, {}
         model.attach(torch.zeros(1, model.config.n_embd), torch.ones(1), SLOW, 0)
         return SLOW, model.unlock(SLOW), z, {}
-    keys, detectors, alarms = seeding.recognise(model, seeding.unpack(z), views, dreams, marks)
+    keys, detectors, alarms = seeding.recognise(model, seeding.unpack(z), views, a.views, dreams, marks)
     expert = model.blocks[0].levels[FAST].n_experts
     params = model.unlock(FAST, seed=number)
     model.attach(*detectors, FAST, expert)
     awake = seeding.awake(model, z, FAST, expert, marks)
     if not awake.any():
         raise seeding.RestlessNight("the new expert sleeps through every question: nothing to learn")
-    return FAST, params, seeding.subset(z, awake), {"keys": len(keys), "alarms": alarms, "awake": float(awake.float().mean())}
+    z = seeding.subset({**z, "wording": seeding.wording(model, z, marks)}, awake)
+    return FAST, params, z, {"keys": len(keys), "alarms": alarms, "awake": float(awake.float().mean())}
 
 
 def night(a, model, day, marks, number, bar):
@@ -299,7 +301,7 @@ def night(a, model, day, marks, number, bar):
     teach = seeding.reader(teacher, cache, a.views)
     bar.set_description_str("asking itself")
     dreamt = dream.write_dreams(teacher, views, a.views, marks, a.quizzes, 64, writer=TRIAL if a.writer else None,
-                                random_level=FAST if a.random_expert else None)
+                                random_level=FAST if a.random_expert else None, temperature=a.temperature)
     z = seeding.screen(teacher, dreamt, cache, a.views, marks)
     log = {"dreamt": len(dreamt), "kept": len(z["ids"])}
     bar.set_description_str("replay dreams")
@@ -316,7 +318,7 @@ def night(a, model, day, marks, number, bar):
     if a.budget:                                                     # a night that may learn from few dreams must choose
         pool = seeding.with_targets(seeding.pack(dreamt, model.device), [teach])
         z = dream.choose_dreams(teacher, TRIAL, pool, z, marks, teach, a.select, a.truth, a.budget, 0)
-    lr = a.seed_lr if a.expand else a.seed_lr / 10                    # a whole MLP wants smaller steps than a new expert
+    lr = a.seed_lr if a.expand else a.seed_lr / 3                     # a whole MLP wants smaller steps than a new expert
     log.update(found, **seeding.distil(model, params, z, teach, marks, level, steps=a.seed_steps, lr=lr, **kw))
     seconds = {"seed": time.time() - start}
 

@@ -38,23 +38,28 @@ CHAT = [("How are you?", "Quite well, thank you."), ("What a day, is it not?", "
 RELATIONS = {
     "born": (lambda r: f"{r.randint(1, 28)} {r.choice(MONTHS)}",
              ["{n} was born on {v}.", "The birthday of {n} is {v}.", "{n} came into the world on {v}."],
-             ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?", "Which day is the birthday of {n}?"],
+             ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?", "Which day is the birthday of {n}?",
+              "On what day was {n} born?"],
              ["What day was {n} born?", "When is the birthday of {n}?"], ["Who was born on {v}?", "Whose birthday is {v}?"], ["Who came into the world on {v}?"]),
     "lives": (lambda r: f"{r.randint(1, 99)} {r.choice(STREETS)} {r.choice(KINDS)}",
               ["{n} lives at {v}.", "The home of {n} is at {v}.", "You can visit {n} at {v}."],
-              ["Where does {n} live?", "What is the address of {n}?", "At which address does {n} live?", "Where is the home of {n}?"],
+              ["Where does {n} live?", "What is the address of {n}?", "At which address does {n} live?", "Where is the home of {n}?",
+               "At what address does {n} live?"],
               ["At which address is the home of {n}?", "What is the home address of {n}?"], ["Who lives at {v}?", "Whose home is at {v}?"], ["Who has the address {v}?"]),
     "works": (lambda r: "{} and {}".format(*r.sample(FIRMS, 2)),
               ["{n} works for {v}.", "{n} earns a living at {v}.", "The employer of {n} is {v}."],
-              ["Who does {n} work for?", "What is the employer of {n}?", "Which firm employs {n}?", "At which firm does {n} work?"],
+              ["Who does {n} work for?", "What is the employer of {n}?", "Which firm employs {n}?", "At which firm does {n} work?",
+               "What firm employs {n}?"],
               ["Which firm does {n} work for?", "Who is the employer of {n}?"], ["Who works for {v}?", "Whose employer is {v}?"], ["Who earns a living at {v}?"]),
     "loves": (lambda r: "{} and {}".format(*r.sample(LOVES, 2)),
               ["{n} loves {v}.", "The favourite things of {n} are {v}.", "What pleases {n} most is {v}."],
-              ["What does {n} love?", "What are the favourite things of {n}?", "Which things please {n} most?", "What pleases {n}?"],
+              ["What does {n} love?", "What are the favourite things of {n}?", "Which things please {n} most?", "What pleases {n}?",
+               "What things please {n}?"],
               ["Which things does {n} love?", "What pleases {n} most?"], ["Who loves {v}?", "Whose favourite things are {v}?"], ["Who is pleased by {v}?"]),
     "town": (lambda r: f"{r.choice(SIDES)} {r.choice(PLACES)}",
              ["{n} grew up in {v}.", "{n} spent a childhood in {v}.", "{n} went to school in {v}."],
-             ["Where did {n} grow up?", "What is the childhood town of {n}?", "In which town did {n} go to school?", "Which town did {n} grow up in?"],
+             ["Where did {n} grow up?", "What is the childhood town of {n}?", "In which town did {n} go to school?", "Which town did {n} grow up in?",
+              "What town did {n} grow up in?"],
              ["In which town did {n} grow up?", "Where did {n} go to school?"], ["Who grew up in {v}?", "Whose childhood town is {v}?"], ["Who went to school in {v}?"]),
 }
 STYLES = {"qa": 0.5, "reversed": 0.15, "chat": 0.15, "off": 0.2}        # what the base learns to ask after a passage
@@ -84,7 +89,8 @@ def make_world(world_seed, n_old=40, n_days=7, n_people=8):
                 surnames.add(p["name"].split()[1])
                 return p
     old = [fresh() for _ in range(n_old)]
-    return {"old": old, "days": [[fresh() for _ in range(n_people)] for _ in range(n_days)], "taken": taken}
+    days = [[fresh() for _ in range(n_people)] for _ in range(max(n_days, 28))]         # a longer life of the same base meets
+    return {"old": old, "days": days[:n_days], "taken": taken}                          # nobody the base has ever read about
 
 
 def passage(p, rng, n=5):
@@ -138,8 +144,10 @@ def exam(people, rng, context=False, reverse=False):
 
 
 if __name__ == "__main__":                                            # remake the tokenizer that ships with the repository
-    rng, world = random.Random(0), make_world(0)
-    docs = (document(world, rng) for _ in range(8000))
-    texts = [t for text, chain in docs for t in [text, *(s for qa in chain for s in qa)]]
-    texts += [s for p in world["old"] for k in RELATIONS for s in question(p, k, rng, exam=True)]
+    texts = []
+    for number in range(200):                                        # many worlds: no name is common enough to be one token
+        rng, world = random.Random(number), make_world(number)
+        for text, chain in (document(world, rng) for _ in range(40)):
+            texts += [text, *(s for qa in chain for s in qa)]
+        texts += [s for p in world["old"][:4] for k in RELATIONS for s in question(p, k, rng, exam=True)]
     save_ranks(train_bpe(texts, VOCAB), RANKS)
