@@ -357,15 +357,17 @@ def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, que
     else:
         ids = ids[:n]
     h = student.hidden(ids, extra=extra)[:, 1:]
-    answers, asks = z["answers"][index], z["asks"][index[:n_forced]]
+    has, asks = z["has"][index], z["asks"][index[:n_forced]]
+    at = (z["q"][index, None] - 1 + torch.arange(has.shape[1], device=device)).clamp(max=h.shape[1] - 1)      # (n, A)
+    said = h[:n].gather(1, at[..., None].expand(-1, -1, h.shape[-1])).flatten(0, 1)           # no mask: no wait for the device
     if kind == "sft":
-        logits = student.logits(h[:n][answers])
-        loss = F.cross_entropy(logits, z["ids"][index][:, 1:][answers])
+        loss = F.cross_entropy(student.logits(said), z["ids"][index][:, 1:].gather(1, at).flatten(), reduction="none")
     else:
-        target = z["target"][index][z["has"][index]]
-        loss = chunked_divergence(h[:n][answers], student.wte.weight, target, kind, beta).mean()
+        loss = chunked_divergence(said, student.wte.weight, z["target"][index].flatten(0, 1), kind, beta)
+    loss = (loss * has.flatten()).sum() / has.sum()
     if level is not None:
-        again = F.cross_entropy(student.logits(h[n:][asks]), z["ids"][index[:n_forced]][:, 1:][asks])
+        again = F.cross_entropy(student.logits(h[n:]).transpose(1, 2), z["ids"][index[:n_forced]][:, 1:], reduction="none")
+        again = (again * asks).sum() / asks.sum()
         loss = loss + question_weight * again
     return loss
 
@@ -554,7 +556,7 @@ def write_memories(teacher, level, marks, n=256, min_sure=0.5):
     return z
 
 
-def consolidate(model, fast, slow, marks, steps=500, bar=None, **kw):
+def consolidate(model, fast, slow, marks, steps=800, bar=None, **kw):
     """Distil every expert of level `fast` into one new expert of level `slow`, then reset `fast` ([S] 2.2, 3.3).
 
     The teacher is the self before; the new expert inherits the detectors, so it wakes exactly where they did. Returns

@@ -101,7 +101,7 @@ FLAGS = {  # name: (default, what it does)
     # levels
     "period": (0, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
     "rank_slow": (96, "rank of a slow expert"),
-    "slow_steps": (500, "distillation steps from level to level"),
+    "slow_steps": (800, "distillation steps from level to level"),
 }
 
 
@@ -306,8 +306,10 @@ def night(a, model, day, marks, number, bar):
     log = {"dreamt": len(dreamt), "kept": len(z["ids"])}
     bar.set_description_str("replay dreams")
     replay = seeding.dream_replay(teacher, marks, a.replay_dreams, 120) if a.replay and a.replay_dreams else []
-    held = list(range(teacher.blocks[0].levels[FAST].n_experts))     # earlier nights, dreamt again by their own experts
-    memories = seeding.dream_memories(teacher, FAST, held, marks, 16) if replay and held else []
+    memories = []                                                    # earlier nights, dreamt again by the experts that hold them
+    for memory, n in ((FAST, 16), (SLOW, 64)):
+        experts = list(range(teacher.blocks[0].levels[memory].n_experts))
+        memories += seeding.dream_memories(teacher, memory, experts, marks, n) if replay and experts else []
     old = replay + [[marks.bos, *q, *an] for _, q, an in memories]
     bar.set_description_str("seeding")
     level, params, z, found = who_learns(a, model, z, views, old, marks, number)

@@ -36,7 +36,7 @@ def useful(enc, people, dreams):
     right = set()
     for i, p in enumerate(people):
         for k, relation in W.RELATIONS.items():
-            right |= {(i, " " + q.format(n=p["name"], v=p[k]), " " + p[k]) for q in relation[2] + relation[3]}
+            right |= {(i, " " + q.format(n=p["name"], v=p[k]), " " + p[k]) for q in relation.asked + relation.exam}
     text = [(p, enc.decode(list(q[1:-1])), enc.decode(list(a[:-1]))) for p, q, a in dreams]
     return sum(t in right for t in text) / max(1, len(text))
 

@@ -39,15 +39,15 @@ def main():
         print("## the default life\n" + head)
         for name in ("sleep", "none", "sft"):
             print(row(name, lives[name], len(lives[name][0]["R"])))
-        print("\n## one ingredient taken away\n" + head)
-        print(row("sleep", lives["sleep"], 2) + "\n" + row("sleep", lives["sleep"], 3))
-        for name in lives:
-            if name not in ("sleep", "none", "sft") and not name.startswith("three"):
-                n = min(len(r["R"]) for r in lives[name])
+        print("\n## one ingredient taken away, paired with `sleep` of the same seed and length\n" + head)
+        without = {name: min(len(r["R"]) for r in runs) for name, runs in lives.items()
+                   if name not in ("sleep", "none", "sft") and not name.startswith("three")}
+        for n in sorted(set(without.values())):
+            print(row("sleep", lives["sleep"], n))
+            whole = {r["seed"]: after(r, n)["ACC"] for r in lives["sleep"]}
+            for name in (k for k, length in without.items() if length == n):
                 print(row(name.replace("_", " "), lives[name], n))
-                pair = {r["seed"]: after(r, n)["ACC"] for r in lives["sleep"]}
-                d = [after(r, n)["ACC"] - pair[r["seed"]] for r in lives[name] if r["seed"] in pair]
-                print(f"  paired difference in ACC: {pm(d)}")
+                print(f"  paired difference in ACC: {pm([after(r, n)['ACC'] - whole[r['seed']] for r in lives[name]])}")
         print("\n## three weeks\n" + head.replace("s/night |", "s/night | parameters |") + "---|")
         for name in lives:
             if name.startswith("three"):
@@ -62,11 +62,14 @@ def main():
             first_last = f"{pm([n[0]['useful_written'] for n in runs], 2)} → {pm([n[-1]['useful_written'] for n in runs], 2)}"
             print(f"| {name} | {len(runs)} | {first_last} | " + " | ".join(pm([mean(x[k] for x in n) for n in runs], 2) for k in ("useful_chosen", "recall"))
                   + f" | {pm([n[-1]['old'] for n in runs], 3)} |")
-    for name in ("long.json", "clinc150.json"):
-        data = read(name)
-        if data:
-            print(f"\n## {name}")
-            print(json.dumps({k: v for k, v in data.items() if not isinstance(v, (list, dict))}, indent=1))
+    clinc = read("clinc150.json")
+    if clinc:
+        print(f"\n## CLINC150, {clinc['split']} split, seed {clinc['seed']}, {clinc['threads']} threads, {clinc['seconds']:.0f} s\n"
+              "| life | after the last night | mean over nights | seconds |\n|---|---|---|---|")
+        for name in ("none", "sft", "sleep", "joint"):
+            r = clinc[name]
+            print(f"| {name} | {r['final']:.3f} | {r['average_incremental']:.3f} | {r['seconds']:.0f} |")
+        print(f"| tf-idf nearest mean | {clinc['tfidf_nearest_mean']:.3f} | | |")
 
 
 if __name__ == "__main__":

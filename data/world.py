@@ -9,6 +9,7 @@ A document is  <bos> passage (<ask> question <answer> answer <end>)*.
 """
 import os
 import random
+from collections import namedtuple
 from itertools import product
 
 from data.bpe import encoding, load_ranks, save_ranks, train_bpe
@@ -34,33 +35,43 @@ CHAT = [("How are you?", "Quite well, thank you."), ("What a day, is it not?", "
         ("Do you like talking?", "I like it very much."), ("Shall we go on?", "Yes, let us go on."), ("Are you tired?", "Not at all."),
         ("Is it late?", "It is never late."), ("May I ask something?", "Ask what you like."), ("Did you sleep well?", "I slept very well.")]
 
-# relation: (a random value, sentences, questions met in training, questions kept for the exam, reversed: training, exam)
-RELATIONS = {
-    "born": (lambda r: f"{r.randint(1, 28)} {r.choice(MONTHS)}",
-             ["{n} was born on {v}.", "The birthday of {n} is {v}.", "{n} came into the world on {v}."],
-             ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?", "Which day is the birthday of {n}?",
-              "On what day was {n} born?"],
-             ["What day was {n} born?", "When is the birthday of {n}?"], ["Who was born on {v}?", "Whose birthday is {v}?"], ["Who came into the world on {v}?"]),
-    "lives": (lambda r: f"{r.randint(1, 99)} {r.choice(STREETS)} {r.choice(KINDS)}",
-              ["{n} lives at {v}.", "The home of {n} is at {v}.", "You can visit {n} at {v}."],
-              ["Where does {n} live?", "What is the address of {n}?", "At which address does {n} live?", "Where is the home of {n}?",
-               "At what address does {n} live?"],
-              ["At which address is the home of {n}?", "What is the home address of {n}?"], ["Who lives at {v}?", "Whose home is at {v}?"], ["Who has the address {v}?"]),
-    "works": (lambda r: "{} and {}".format(*r.sample(FIRMS, 2)),
-              ["{n} works for {v}.", "{n} earns a living at {v}.", "The employer of {n} is {v}."],
-              ["Who does {n} work for?", "What is the employer of {n}?", "Which firm employs {n}?", "At which firm does {n} work?",
-               "What firm employs {n}?"],
-              ["Which firm does {n} work for?", "Who is the employer of {n}?"], ["Who works for {v}?", "Whose employer is {v}?"], ["Who earns a living at {v}?"]),
-    "loves": (lambda r: "{} and {}".format(*r.sample(LOVES, 2)),
-              ["{n} loves {v}.", "The favourite things of {n} are {v}.", "What pleases {n} most is {v}."],
-              ["What does {n} love?", "What are the favourite things of {n}?", "Which things please {n} most?", "What pleases {n}?",
-               "What things please {n}?"],
-              ["Which things does {n} love?", "What pleases {n} most?"], ["Who loves {v}?", "Whose favourite things are {v}?"], ["Who is pleased by {v}?"]),
-    "town": (lambda r: f"{r.choice(SIDES)} {r.choice(PLACES)}",
-             ["{n} grew up in {v}.", "{n} spent a childhood in {v}.", "{n} went to school in {v}."],
-             ["Where did {n} grow up?", "What is the childhood town of {n}?", "In which town did {n} go to school?", "Which town did {n} grow up in?",
-              "What town did {n} grow up in?"],
-             ["In which town did {n} grow up?", "Where did {n} go to school?"], ["Who grew up in {v}?", "Whose childhood town is {v}?"], ["Who went to school in {v}?"]),
+Relation = namedtuple("Relation", "value said asked exam reverse reverse_exam")
+RELATIONS = {   # a random value; sentences; questions met in training, kept for the exam; reversed: in training, for the exam
+    "born": Relation(
+        lambda r: f"{r.randint(1, 28)} {r.choice(MONTHS)}",
+        ["{n} was born on {v}.", "The birthday of {n} is {v}.", "{n} came into the world on {v}."],
+        ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?", "Which day is the birthday of {n}?",
+         "On what day was {n} born?"],
+        ["What day was {n} born?", "When is the birthday of {n}?"],
+        ["Who was born on {v}?", "Whose birthday is {v}?"], ["Who came into the world on {v}?"]),
+    "lives": Relation(
+        lambda r: f"{r.randint(1, 99)} {r.choice(STREETS)} {r.choice(KINDS)}",
+        ["{n} lives at {v}.", "The home of {n} is at {v}.", "You can visit {n} at {v}."],
+        ["Where does {n} live?", "What is the address of {n}?", "At which address does {n} live?", "Where is the home of {n}?",
+         "At what address does {n} live?"],
+        ["At which address is the home of {n}?", "What is the home address of {n}?"],
+        ["Who lives at {v}?", "Whose home is at {v}?"], ["Who has the address {v}?"]),
+    "works": Relation(
+        lambda r: "{} and {}".format(*r.sample(FIRMS, 2)),
+        ["{n} works for {v}.", "{n} earns a living at {v}.", "The employer of {n} is {v}."],
+        ["Who does {n} work for?", "What is the employer of {n}?", "Which firm employs {n}?", "At which firm does {n} work?",
+         "What firm employs {n}?"],
+        ["Which firm does {n} work for?", "Who is the employer of {n}?"],
+        ["Who works for {v}?", "Whose employer is {v}?"], ["Who earns a living at {v}?"]),
+    "loves": Relation(
+        lambda r: "{} and {}".format(*r.sample(LOVES, 2)),
+        ["{n} loves {v}.", "The favourite things of {n} are {v}.", "What pleases {n} most is {v}."],
+        ["What does {n} love?", "What are the favourite things of {n}?", "Which things please {n} most?", "What pleases {n}?",
+         "What things please {n}?"],
+        ["Which things does {n} love?", "What pleases {n} most?"],
+        ["Who loves {v}?", "Whose favourite things are {v}?"], ["Who is pleased by {v}?"]),
+    "town": Relation(
+        lambda r: f"{r.choice(SIDES)} {r.choice(PLACES)}",
+        ["{n} grew up in {v}.", "{n} spent a childhood in {v}.", "{n} went to school in {v}."],
+        ["Where did {n} grow up?", "What is the childhood town of {n}?", "In which town did {n} go to school?",
+         "Which town did {n} grow up in?", "What town did {n} grow up in?"],
+        ["In which town did {n} grow up?", "Where did {n} go to school?"],
+        ["Who grew up in {v}?", "Whose childhood town is {v}?"], ["Who went to school in {v}?"]),
 }
 STYLES = {"qa": 0.5, "reversed": 0.15, "chat": 0.15, "off": 0.2}        # what the base learns to ask after a passage
 
@@ -75,7 +86,7 @@ def person(rng, taken):
         name = f"{rng.choice(FIRST)} {rng.choice(HEAD)}{rng.choice(TAIL)}"
         if name not in taken:
             taken.add(name)
-            return {"name": name, **{k: r[0](rng) for k, r in RELATIONS.items()}}
+            return {"name": name, **{k: r.value(rng) for k, r in RELATIONS.items()}}
 
 
 def make_world(world_seed, n_old=40, n_days=7, n_people=8):
@@ -96,12 +107,13 @@ def make_world(world_seed, n_old=40, n_days=7, n_people=8):
 def passage(p, rng, n=5):
     """n sentences about a person in random order, each with its fact in one of three wordings."""
     facts = rng.sample(list(RELATIONS), n)
-    return "".join(" " + rng.choice(RELATIONS[k][1]).format(n=p["name"], v=p[k]) for k in facts), facts
+    return "".join(" " + rng.choice(RELATIONS[k].said).format(n=p["name"], v=p[k]) for k in facts), facts
 
 
 def question(p, relation, rng, exam=False, reverse=False):
     """(question, answer) about one fact, in training wordings or in those kept for the exam."""
-    wordings = RELATIONS[relation][(5 if exam else 4) if reverse else (3 if exam else 2)]
+    r = RELATIONS[relation]
+    wordings = (r.reverse_exam if exam else r.reverse) if reverse else (r.exam if exam else r.asked)
     ask = rng.choice(wordings).format(n=p["name"], v=p[relation])
     return " " + ask, " " + (p["name"] if reverse else p[relation])
 
@@ -149,5 +161,4 @@ if __name__ == "__main__":                                            # remake t
         rng, world = random.Random(number), make_world(number)
         for text, chain in (document(world, rng) for _ in range(40)):
             texts += [text, *(s for qa in chain for s in qa)]
-        texts += [s for p in world["old"][:4] for k in RELATIONS for s in question(p, k, rng, exam=True)]
     save_ranks(train_bpe(texts, VOCAB), RANKS)

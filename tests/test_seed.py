@@ -136,6 +136,26 @@ def test_keys_are_what_several_questions_share_and_dreams_do_not():
     assert seed.novel_keys(quizzes, [list(q) for _, q, _ in quizzes] * 30) == []             # nothing new
 
 
+def test_a_key_must_stand_in_the_text_of_its_passage():
+    quizzes = [(0, (1, 20 + w, *name, 30 + w, 2), (40 + w, 3)) for name in ((5, 6), (8, 9)) for w in range(4)]   # 8 9: misspelt
+    assert {k[:2] for k in seed.novel_keys(quizzes, [], longest=2)} == {(5, 6), (8, 9)}
+    assert seed.novel_keys(quizzes, [], [[0, 11, 5, 6, 12]], longest=2) == [(5, 6)]
+
+
+def test_only_the_wording_is_misheard():
+    model, key = little(vocab=60), (5, 6, 7)
+    z = seed.pack([(0, (1, 20, 21, *key, 22, 2), (40, 41, 3)), (0, (1, 23, 24, 25, 2), (42, 3))], "cpu")
+    x = seed.router_inputs(model, [[0, 1, 20, 21, *key]])[-1]
+    model.attach(x[None], -0.99 * x.square().sum()[None], 1, 0)      # a matched filter of the key behind its wording
+    where = seed.wording(model, z, MARKS)
+    assert where.long().tolist() == [[0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]
+    torch.manual_seed(0)
+    many, where = z["ids"].repeat(500, 1), where.repeat(500, 1)
+    heard = seed.mishear(many, where, MARKS, 60, 0.2)
+    assert torch.equal(heard[~where], many[~where]) and not torch.isin(heard[where], torch.tensor(MARKS)).any()
+    assert 0.15 < (heard != many)[where].float().mean() < 0.2        # a mark or the word itself may be drawn
+
+
 def test_the_router_hears_its_key_and_nothing_else():
     model = little(vocab=60)
     keys, rng = [(5, 6, 7), (8, 9, 5)], random.Random(0)
