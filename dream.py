@@ -39,7 +39,8 @@ def write_dreams(teacher, views, n_views, marks, n, max_new, writer=None, random
     if random_level is not None and teacher.blocks[0].levels[random_level].n_experts:
         some = torch.randint(teacher.blocks[0].levels[random_level].n_experts, (len(views),), device=device)
         extra[random_level] = some.repeat_interleave(n)
-    out = generate(teacher, [v + [marks.ask] for v in views], max_new, n=n, temperature=temperature, extra=extra or None, gate=False)
+    out = generate(teacher, [v + [marks.ask] for v in views], max_new, n=n, temperature=temperature, extra=extra or None,
+                   gate=False)
     pairs = split_questions([[marks.ask] + r for r in out], marks)
     return list(dict.fromkeys((i // n // n_views, tuple(q), tuple(a)) for i, ps in enumerate(pairs) for q, a in ps))
 

@@ -430,7 +430,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
 # Wider, and from GPT-2
 
 def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
-    """A wider model of exactly the same function (Composable function-preserving expansions, arXiv 2306.03103).
+    """A wider model of exactly the same function (Composable function-preserving expansions, arXiv 2308.06103).
 
     The new residual dimensions are always zero at first: new columns of the embedding and of all that writes into the
     residual are zero. RMSNorm then divides by a mean over more dimensions, so its gain grows by sqrt(d/D) and its eps by
@@ -532,8 +532,8 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0):
     n_head = n_head or max(1, d // 64)
     layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("h."))
     config = Config(vocab_size=vocab + extra_tokens, block_size=len(t["wpe.weight"]), n_layer=layers, n_head=n_head,
-                    head_dim=d // n_head, n_embd=d, d_ff=t["h.0.mlp.c_fc.weight"].shape[1], act="gelu", rope=False, rms=False, bias=True,
-                    qk_norm=False, conv=0, ranks=tuple(ranks))
+                    head_dim=d // n_head, n_embd=d, d_ff=t["h.0.mlp.c_fc.weight"].shape[1], act="gelu", rope=False,
+                    rms=False, bias=True, qk_norm=False, conv=0, ranks=tuple(ranks))
     model, slow = GPT(config), f"levels.{len(ranks) - 1}."
     names = {"ln_1.": "norm.", "ln_2.": slow + "norm.", "attn.c_attn.": "qkv.", "attn.c_proj.": "proj.",
              "mlp.c_fc.": slow + "up.", "mlp.c_proj.": slow + "down."}

@@ -481,7 +481,8 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
     bar.close()
     last = state["nights"][-1]
     took["total"] = sum(took[k] for k in ("pretrain", "wake", "seed", "dream", "exam"))
-    summary = {"method": method, "seed": a.seed, "world_seed": a.world_seed, "days": a.days, "R": state["R"], **metrics(state["R"]),
+    summary = {"method": method, "seed": a.seed, "world_seed": a.world_seed, "days": a.days, "R": state["R"],
+               **metrics(state["R"]),
                "old_before": state["before"]["old"], "old_after": last["old"], "reading_before": state["before"]["reading"],
                "reading_after": last["reading"], "reversed": [n["reversed"] for n in state["nights"]],
                "params_before": state["params_before"], "params_after": last["params"],

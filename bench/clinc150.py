@@ -246,8 +246,8 @@ def live(a):
     rows = [C.rows_of(data, a.split, labels) for labels in stages]
     everything = [label for s in stages for label in s]
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
-          f"{torch.get_num_threads()} threads. Expect about 12 minutes on two CPU cores, and about 0.7 over all intents after the "
-          "last night.", flush=True)
+          f"{torch.get_num_threads()} threads. Expect about 12 minutes on two CPU cores, and about 0.7 over all intents "
+          "after the last night.", flush=True)
     if not a.resume:
         sleep.make_room(a.out_dir)
         sleep.write_json(os.path.join(a.out_dir, "args.json"), sleep.vars_of(a))

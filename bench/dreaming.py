@@ -1,5 +1,6 @@
 """
-When choosing matters: nights that may learn from 24 dreams only. Which selection finds the useful ones, and does the writer learn?
+When choosing matters: nights that may learn from 24 dreams only. Which selection finds the useful ones, and does the writer
+learn?
 
     python bench/dreaming.py      about 10 minutes of one CPU core; needs the bases of bench/ablate.py (or --bases=...)
 
@@ -76,7 +77,8 @@ def life(flags, base, world, number, nights, enc, marks):
     return rows
 
 
-def main(seeds="1,2,3", nights="3", bases="out-ablate/sleep-{}/base.pt", threads="1", result=os.path.join(ROOT, "bench/results/dreaming.json")):
+def main(seeds="1,2,3", nights="3", bases="out-ablate/sleep-{}/base.pt", threads="1",
+         result=os.path.join(ROOT, "bench/results/dreaming.json")):
     torch.set_num_threads(int(threads))
     enc = W.load_tokenizer()
     marks = seed.Marks(*(enc.encode_single_token(s) for s in sleep.SPECIAL))
@@ -91,9 +93,10 @@ def main(seeds="1,2,3", nights="3", bases="out-ablate/sleep-{}/base.pt", threads
             rows = life(flags, base, world, number, int(nights), enc, marks)
             done.append({"variant": name, "seed": number, "nights": rows, "seconds": round(time.time() - start, 1)})
             with open(result, "w") as f:
-                json.dump({"command": "python bench/dreaming.py", "budget": 24, "threads": int(threads), "versions": {"torch": torch.__version__},
-                           "device": "cpu", "runs": done}, f, indent=0)
-            print(f"seed {number}  {name:42}" + "  ".join(f"{r['useful_written']:.2f}/{r['useful_chosen']:.2f}/{r['recall']:.2f}" for r in rows), flush=True)
+                json.dump({"command": f"python bench/dreaming.py --nights={nights}", "budget": 24, "threads": int(threads),
+                           "versions": {"torch": torch.__version__}, "device": "cpu", "runs": done}, f, indent=0)
+            shown = (f"{r['useful_written']:.2f}/{r['useful_chosen']:.2f}/{r['recall']:.2f}" for r in rows)
+            print(f"seed {number}  {name:42}" + "  ".join(shown), flush=True)
 
 
 if __name__ == "__main__":

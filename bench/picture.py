@@ -35,7 +35,8 @@ def heat_map(ax, run):
     ax.imshow(R, cmap="Greys", vmin=0, vmax=250)
     for i, j in zip(*np.where(~np.isnan(R))):
         ax.text(j, i, f"{R[i, j]:.0f}", ha="center", va="center", fontsize=8)
-    ax.set(xlabel="exam of day", ylabel="after night", title=f"What is known (%), seed {run['seed']}", xticks=range(len(R)), yticks=range(len(R)),
+    ax.set(xlabel="exam of day", ylabel="after night", title=f"What is known (%), seed {run['seed']}",
+           xticks=range(len(R)), yticks=range(len(R)),
            xticklabels=range(1, len(R) + 1), yticklabels=range(1, len(R) + 1))
 
 
@@ -50,7 +51,8 @@ def lines(ax, lives):
             x = np.arange(1, y.shape[1] + 1)
             ax.plot(x, y.mean(0), style, markersize=4, label=name)
             ax.fill_between(x, y.min(0), y.max(0), color="0.8")
-    ax.set(xlabel="after night", ylabel="% of the facts of all days so far", ylim=(-4, 104), title=f"Days met so far ({len(lives['sleep'])} seeds, band: all)")
+    ax.set(xlabel="after night", ylabel="% of the facts of all days so far", ylim=(-4, 104),
+           title=f"Days met so far ({len(lives['sleep'])} seeds, band: all)")
     ax.legend(frameon=False)
 
 

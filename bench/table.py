@@ -19,18 +19,22 @@ def pm(values, digits=3):
 def after(run, n):
     """A life cut after night n: recall (mornings after), ACC, BWT, old, reading, reversed, seconds a night."""
     R, nights = [row[:n] for row in run["R"][:n]], run["nights"][:n]
-    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]), "BWT": mean(R[-1][j] - R[j][j] for j in range(n - 1)) if n > 1 else 0.0,
+    took = [sum(x["seconds"].values()) if isinstance(x.get("seconds"), dict) else 0.0 for x in nights]
+    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
+            "BWT": mean(R[-1][j] - R[j][j] for j in range(n - 1)) if n > 1 else 0.0,
             "old": nights[-1]["old"], "reading": nights[-1]["reading"], "reversed": mean(x["reversed"] for x in nights),
-            "s/night": mean(sum(x["seconds"].values()) for x in nights) if "seconds" in nights[0] and isinstance(nights[0]["seconds"], dict) else 0.0}
+            "s/night": mean(took)}
 
 
 def row(name, lives, n):
     cut = [after(r, n) for r in lives]
-    return f"| {name} | {n} | {len(cut)} | " + " | ".join(pm([c[k] for c in cut], 1 if k == "s/night" else 3) for k in cut[0]) + " |"
+    cells = [pm([c[k] for c in cut], 1 if k == "s/night" else 3) for k in cut[0]]
+    return f"| {name} | {n} | {len(cut)} | " + " | ".join(cells) + " |"
 
 
 def main():
-    head = "| life | nights | seeds | recall next morning | ACC | BWT | old | reading | reversed | s/night |\n|---|---|---|---|---|---|---|---|---|---|"
+    head = ("| life | nights | seeds | recall next morning | ACC | BWT | old | reading | reversed | s/night |\n"
+            "|---|---|---|---|---|---|---|---|---|---|")
     life = read("life.json")
     if life:
         lives = {}
@@ -55,16 +59,18 @@ def main():
                 print(row(name.replace("_", " "), lives[name], min(len(r["R"]) for r in lives[name])) + params)
     dreams = read("dreaming.json")
     if dreams:
-        print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen | recall | old after |\n|---|---|---|---|---|---|")
+        print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen | recall "
+              "| old after |\n|---|---|---|---|---|---|")
         names = list(dict.fromkeys(r["variant"] for r in dreams["runs"]))
         for name in names:
             runs = [r["nights"] for r in dreams["runs"] if r["variant"] == name]
             first_last = f"{pm([n[0]['useful_written'] for n in runs], 2)} → {pm([n[-1]['useful_written'] for n in runs], 2)}"
-            print(f"| {name} | {len(runs)} | {first_last} | " + " | ".join(pm([mean(x[k] for x in n) for n in runs], 2) for k in ("useful_chosen", "recall"))
-                  + f" | {pm([n[-1]['old'] for n in runs], 3)} |")
+            means = [pm([mean(x[k] for x in n) for n in runs], 2) for k in ("useful_chosen", "recall")]
+            print(f"| {name} | {len(runs)} | {first_last} | " + " | ".join(means) + f" | {pm([n[-1]['old'] for n in runs], 3)} |")
     clinc = read("clinc150.json")
     if clinc:
-        print(f"\n## CLINC150, {clinc['split']} split, seed {clinc['seed']}, {clinc['threads']} threads, {clinc['seconds']:.0f} s\n"
+        print(f"\n## CLINC150, {clinc['split']} split, seed {clinc['seed']}, {clinc['threads']} threads, "
+              f"{clinc['seconds']:.0f} s\n"
               "| life | after the last night | mean over nights | seconds |\n|---|---|---|---|")
         for name in ("none", "sft", "sleep", "joint"):
             r = clinc[name]

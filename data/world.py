@@ -31,9 +31,10 @@ dancing novels skiing gardens trains olives kites""".split()
 PLACES = """Arden Bolton Corby Dover Epsom Fulham Garston Henley Ilford Jarrow Kendal Luton Marlow Norton Oakham
 Penrith Redcar Selby Truro Upton Wexford Yarm""".split()
 SIDES = ["Port", "New", "Old", "Great", "Upper", "Lower", "North", "South", "East", "West"]
-CHAT = [("How are you?", "Quite well, thank you."), ("What a day, is it not?", "Yes, a fine day."), ("Are you there?", "I am here."),
-        ("Do you like talking?", "I like it very much."), ("Shall we go on?", "Yes, let us go on."), ("Are you tired?", "Not at all."),
-        ("Is it late?", "It is never late."), ("May I ask something?", "Ask what you like."), ("Did you sleep well?", "I slept very well.")]
+CHAT = [("How are you?", "Quite well, thank you."), ("What a day, is it not?", "Yes, a fine day."),
+        ("Are you there?", "I am here."), ("Do you like talking?", "I like it very much."),
+        ("Shall we go on?", "Yes, let us go on."), ("Are you tired?", "Not at all."), ("Is it late?", "It is never late."),
+        ("May I ask something?", "Ask what you like."), ("Did you sleep well?", "I slept very well.")]
 
 Relation = namedtuple("Relation", "value said asked exam reverse reverse_exam")
 RELATIONS = {   # a random value; sentences; questions met in training, kept for the exam; reversed: in training, for the exam
