@@ -188,8 +188,8 @@ def novel_keys(quizzes, dreams, texts=None, ratio=20.0, longest=3, least=3, shar
     A key belongs to one passage and occurs in its text (texts: ids of each passage, if it is still in the context), is in at
     least `share` of its questions (a slip of the tongue is not) with at least `least`
     different answers, and its share of all quizzes is more than `ratio` times its share of the dreams. Passage by passage
-    the best supported key is taken (of nearly equals the longest, so that a new name does not claim all who share a part
-    of it), then the best key of the questions without it, and so on.
+    the longest of the well supported ones is taken (a new name must not claim all who share a part of it), then that of the
+    questions without it, and so on; what is only a part of a key is a misspelt name and no key.
     """
     quizzes = [(p, grams(q[1:-1], longest), a) for p, q, a in quizzes]
     home, common, keys = defaultdict(set), Counter(), []
@@ -201,11 +201,11 @@ def novel_keys(quizzes, dreams, texts=None, ratio=20.0, longest=3, least=3, shar
     for passage in sorted({p for p, *_ in quizzes}):
         said = None if texts is None else grams(texts[passage], longest)
         left = [(gs, a) for p, gs, a in quizzes if p == passage]
-        enough = share * len(left)
+        enough, parts = share * len(left), set()
         while left and len(keys) < most:
             answers, count = defaultdict(set), Counter()
             for gs, a in left:
-                gs = [g for g in gs if len(home[g]) == 1 and (said is None or g in said)]
+                gs = [g for g in gs if len(home[g]) == 1 and g not in parts and (said is None or g in said)]
                 count.update(gs)
                 for g in gs:
                     answers[g].add(a)
@@ -214,7 +214,8 @@ def novel_keys(quizzes, dreams, texts=None, ratio=20.0, longest=3, least=3, shar
             if not novel:
                 break
             best = max(count[g] for g in novel)
-            keys.append(max((g for g in novel if count[g] > 0.8 * best), key=lambda g: (len(g), count[g], g)))
+            keys.append(max((g for g in novel if count[g] > 0.5 * best), key=lambda g: (len(g), count[g], g)))
+            parts |= grams(keys[-1], longest)
             left = [(gs, a) for gs, a in left if keys[-1] not in gs]
     return keys
 

@@ -9,18 +9,19 @@ A document is  <bos> passage (<ask> question <answer> answer <end>)*.
 """
 import os
 import random
+import re
 from collections import namedtuple
 from itertools import product
 
 from data.bpe import encoding, load_ranks, save_ranks, train_bpe
 
 RANKS = os.path.join(os.path.dirname(__file__), "world.tiktoken")
-VOCAB = 1152
+VOCAB = 1152                                                         # every name is then three tokens: first, and two syllables
 
 FIRST = """Ada Ben Cleo Dora Emil Faye Gus Hana Ivo June Karl Lena Milo Nora Otto Pia Quin Rosa Sven Tara Uma Vera Wim
 Xena Yuri Zoe Abel Bela Carl Dina Edda Finn Greta Hugo Iris Jon Kira Leo Mara Nils""".split()
 HEAD = [a + v + c for (a, c), v in product(zip("BDFGHKLMNPRSTVWZ", "lnrmstkldnrbvngs"), "aeiou")]
-TAIL = [a + v + c for (a, c), v in product(zip("bdfgklmnprstvwzc", "nrklstndmnxrlkst"), "aeiou")]
+TAIL = [a + v + c for (a, c), v in product(zip("bfmpvwzbfmpvwzbf", "nrklstndmnxrlkst"), "aeiou")]
 MONTHS = "January February March April May June July August September October November December".split()
 STREETS = "Elm Oak Ash Birch Cedar Maple Willow Poplar Linden Hazel Rowan Alder Larch Aspen Spruce Holly Laurel Juniper".split()
 KINDS = ["Street", "Lane", "Road", "Square"]
@@ -157,9 +158,10 @@ def exam(people, rng, context=False, reverse=False):
 
 
 if __name__ == "__main__":                                            # remake the tokenizer that ships with the repository
-    texts = []
+    texts, surname = [], re.compile(f"(?:{'|'.join(FIRST)}) [A-Z][a-z][a-z]")
     for number in range(200):                                        # many worlds: no name is common enough to be one token
         rng, world = random.Random(number), make_world(number)
         for text, chain in (document(world, rng) for _ in range(40)):
-            texts += [text, *(s for qa in chain for s in qa)]
+            for part in [text, *(s for qa in chain for s in qa)]:    # nor are letters from both syllables of a surname
+                texts += surname.sub(lambda name: name[0] + "|", part).split("|")
     save_ranks(train_bpe(texts, VOCAB), RANKS)
