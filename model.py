@@ -247,7 +247,7 @@ class GPT(nn.Module):
         stays awake for `window` tokens; where nothing fired, no expert runs and the old function is exactly the old one.
         """
         levels = self.blocks[0].levels
-        if not any(level.n_experts for level in levels):
+        if not any(level.n_experts for level in levels) or not gate and extra is None:
             return [None] * len(levels)
         B, T = pos.shape
         silent = torch.full((B, T), -1, device=pos.device)

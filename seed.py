@@ -469,7 +469,7 @@ def muon(params, momenta, lr, beta=0.95):
         p.sub_(lr * (g if g.shape == p.shape else g.mT))
 
 
-def distil(student, params, z, teach, marks, level=None, steps=160, lr=0.12, batch=32, divergence="forward",
+def distil(student, params, z, teach, marks, level=None, steps=220, lr=0.18, batch=32, divergence="forward",
            divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=12,
            bank=None, head=None, replay_weight=8.0, weights=None, warmup=8, bar=None):
     """Train `params` (matrices, and nothing else) of the student on packed quizzes z with targets. Returns logged means.

@@ -66,8 +66,8 @@ FLAGS = {  # name: (default, what it does)
     "quizzes": (6, "documents of questions sampled for each view"),
     "temperature": (0.85, "of the self that asks itself: higher asks in more ways, and misspells more names"),
     "replay_dreams": (320, "documents the old self dreams each night"),
-    "seed_steps": (160, "distillation steps"),
-    "seed_lr": (0.12, "peak learning rate of the new expert (Muon)"),
+    "seed_steps": (220, "distillation steps"),
+    "seed_lr": (0.18, "peak learning rate of the new expert (Muon)"),
     "rank": (32, "rank of a nightly expert"),
     "divergence": ("forward", "off-policy F: forward | reverse | jsd | sft (hard labels)"),
     "divergence_on": ("reverse", "on-policy F: forward | reverse | jsd"),
@@ -320,7 +320,7 @@ def night(a, model, day, marks, number, bar):
     if a.budget:                                                     # a night that may learn from few dreams must choose
         pool = seeding.with_targets(seeding.pack(dreamt, model.device), [teach])
         z = dream.choose_dreams(teacher, TRIAL, pool, z, marks, teach, a.select, a.truth, a.budget, 0)
-    lr = a.seed_lr if a.expand else a.seed_lr / 3                     # a whole MLP wants smaller steps than a new expert
+    lr = a.seed_lr if a.expand else a.seed_lr / 5                     # a whole MLP wants smaller steps than a new expert
     log.update(found, **seeding.distil(model, params, z, teach, marks, level, steps=a.seed_steps, lr=lr, **kw))
     seconds = {"seed": time.time() - start}
 

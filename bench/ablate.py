@@ -11,19 +11,19 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 3 and 5 as its beginning
+VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the lives of 2 and 3 as its beginning
     "sleep": (7, ["--contrast=1"]),
-    "no_expansion": (5, ["--expand=0"]),
-    "no_replay": (5, ["--replay=0"]),
+    "no_expansion": (3, ["--expand=0"]),
+    "no_replay": (3, ["--replay=0"]),
     "no_gate": (3, ["--gate=0"]),
-    "no_dreaming": (3, ["--dream=0", "--seed_steps=180"]),           # as many steps in all
-    "sft_not_kl": (3, ["--divergence=sft", "--on_policy=0"]),
-    "no_on_policy": (3, ["--on_policy=0"]),
-    "no_imitation": (3, ["--imitate=0"]),
-    "no_curriculum": (3, ["--curriculum=0"]),
-    "no_writer": (3, ["--writer=0"]),
-    "reverse_kl": (3, ["--divergence=reverse"]),
-    "jsd": (3, ["--divergence=jsd", "--divergence_on=jsd"]),
+    "no_dreaming": (2, ["--dream=0", "--seed_steps=240"]),           # as many steps in all
+    "sft_not_kl": (2, ["--divergence=sft", "--on_policy=0"]),
+    "no_on_policy": (2, ["--on_policy=0"]),
+    "no_imitation": (2, ["--imitate=0"]),
+    "no_curriculum": (2, ["--curriculum=0"]),
+    "no_writer": (2, ["--writer=0"]),
+    "reverse_kl": (2, ["--divergence=reverse"]),
+    "jsd": (2, ["--divergence=jsd", "--divergence_on=jsd"]),
     "three_weeks": (21, ["--period=5"]),                             # levels: every five nights fast -> slow
     "three_weeks_one_level": (21, ["--period=0"]),
 }

@@ -26,6 +26,8 @@ from data.bpe import SPECIAL, encoding, train_bpe
 from model import GPT, Config, chunked_divergence, clone, generate, pad_rows
 from sleep import FAST, SLOW
 
+LR = 0.12                           # peak learning rate of an expert (Muon)
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Learning from documents
@@ -186,7 +188,7 @@ def class_night(a, model, enc, old_stages, new, day, bar):
     detectors are drawn anew. The fast level is reset.
     """
     bar.set_description_str("awake")
-    wake = study(model, model.unlock(FAST), day, {FAST: 0}, a.wake_steps, a.seed_lr, bar)
+    wake = study(model, model.unlock(FAST), day, {FAST: 0}, a.wake_steps, LR, bar)
     model.settle(FAST)
     bar.set_description_str("dreaming")
     teacher = clone(model)
@@ -195,7 +197,7 @@ def class_night(a, model, enc, old_stages, new, day, bar):
     bar.set_description_str("seeding")
     expert = len(old_stages) - 1
     docs = [C.document(enc, text, label, first) for text, label in dreams for first in (True, False)]
-    slept = study(model, model.unlock(SLOW, seed=expert), docs, {SLOW: expert}, a.class_steps, a.seed_lr, bar,
+    slept = study(model, model.unlock(SLOW, seed=expert), docs, {SLOW: expert}, a.class_steps, LR, bar,
                   teacher=(teacher, {FAST: 0}))
     model.settle(SLOW)
     bar.set_description_str("router")
