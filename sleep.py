@@ -602,7 +602,7 @@ def run(a, enc, marks):
         make_room(a.out_dir)
         write_json(args_path, vars_of(a))
     print(f"{a.days} days x {a.people} people x 5 facts on {a.torch_device}, {torch.get_num_threads()} threads. Expect, on two "
-          f"quiet CPU cores: pretraining 1 to 1.5 minutes, a night about 20 seconds; recall about 0.97 every morning.")
+          f"quiet CPU cores: pretraining about 1.5 minutes, a night 15 to 20 seconds; recall about 0.98 every morning.")
     if a.resume and os.path.isfile(base_path):
         base, info = load(base_path, a.torch_device)
     else:
