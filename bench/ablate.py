@@ -15,7 +15,7 @@ VARIANTS = {  # name: (nights, flags). A sleeping life of 7 nights holds the liv
     "sleep": (7, ["--contrast=1"]),
     "no_expansion": (3, ["--expand=0"]),
     "no_replay": (3, ["--replay=0"]),
-    "no_gate": (2, ["--gate=0"]),
+    "no_gate": (3, ["--gate=0"]),
     "no_dreaming": (2, ["--dream=0", "--seed_steps=240"]),           # as many steps in all
     "sft_not_kl": (2, ["--divergence=sft", "--on_policy=0"]),
     "no_on_policy": (2, ["--on_policy=0"]),
