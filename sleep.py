@@ -224,19 +224,33 @@ def exam(model, enc, marks, items):
 # ----------------------------------------------------------------------------------------------------------------------
 # Pretraining: old people, chit-chat, and reading about strangers
 
-def optimizers(model, a):
+def optimizers(model, lr_muon, lr_adam):
     """Muon for the matrices inside the blocks, AdamW for embeddings, gains and convolutions."""
     inner = {id(p) for n, p in model.blocks.named_parameters() if p.ndim == 2 and not n.endswith("conv")}
     rest = [p for p in model.parameters() if id(p) not in inner]
-    return [torch.optim.Muon([p for p in model.parameters() if id(p) in inner], lr=a.lr_muon, weight_decay=0.0),
-            torch.optim.AdamW(rest, lr=a.lr_adam, betas=(0.9, 0.95), weight_decay=0.0)]
+    opts = [torch.optim.Muon([p for p in model.parameters() if id(p) in inner], lr=lr_muon, weight_decay=0.0),
+            torch.optim.AdamW(rest, lr=lr_adam, betas=(0.9, 0.95), weight_decay=0.0)]
+    for group in (g for o in opts for g in o.param_groups):
+        group["peak"] = group["lr"]
+    return opts
+
+
+def descend(model, opts, loss, share):
+    """One clipped step of all weights down the gradient of loss, at `share` of the peak learning rates."""
+    for o in opts:
+        o.zero_grad()
+        for group in o.param_groups:
+            group["lr"] = group["peak"] * share
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for o in opts:
+        o.step()
 
 
 def pretrain(a, model, enc, marks, world):
     """Short documents first: 1-3 sentences, then 3-5, then 5; questions about the passage alone first, then all styles."""
     reseed(a, "pretrain")
-    rng, opts = random.Random(f"{a.seed} documents"), optimizers(model, a)
-    base = [[g["lr"] for g in o.param_groups] for o in opts]
+    rng, opts = random.Random(f"{a.seed} documents"), optimizers(model, a.lr_muon, a.lr_adam)
     bar = tqdm(range(a.pretrain_steps), desc="pretrain", unit="step", leave=False, mininterval=1.0)
     for step in bar:
         f = step / a.pretrain_steps
@@ -245,17 +259,9 @@ def pretrain(a, model, enc, marks, world):
                              weights=(0.2 * (rng.random() < 0.25), 0.6, 1.0)) for _ in range(16)]  # 1 passage in 4 suffices
         ids, weight = pad_documents(docs, model.device)
         keep = weight > 0
-        for o, lrs in zip(opts, base):
-            for g, lr in zip(o.param_groups, lrs):
-                g["lr"] = lr * min(1.0, (step + 1) / 30) * min(1.0, (1 - f) / 0.5 + 0.02)
         logits = model.logits(model.hidden(ids[:, :-1])[keep])
         loss = (F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none") * weight[keep]).sum() / weight.sum()
-        for o in opts:
-            o.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in opts:
-            o.step()
+        descend(model, opts, loss, min(1.0, (step + 1) / 30) * min(1.0, (1 - f) / 0.5 + 0.02))
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
     return model
@@ -602,7 +608,7 @@ def run(a, enc, marks):
         make_room(a.out_dir)
         write_json(args_path, vars_of(a))
     print(f"{a.days} days x {a.people} people x 5 facts on {a.torch_device}, {torch.get_num_threads()} threads. Expect, on two "
-          f"quiet CPU cores: pretraining about 1.5 minutes, a night 15 to 20 seconds; recall about 0.98 every morning.")
+          f"quiet CPU cores: pretraining about 1 minute, a night 12 to 15 seconds; recall about 0.98 every morning.")
     if a.resume and os.path.isfile(base_path):
         base, info = load(base_path, a.torch_device)
     else:

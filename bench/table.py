@@ -59,8 +59,8 @@ def main():
                 print(row(name.replace("_", " "), lives[name], min(len(r["R"]) for r in lives[name])) + params)
     dreams = read("dreaming.json")
     if dreams:
-        print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen | recall "
-              "| old after |\n|---|---|---|---|---|---|")
+        print("\n## 24 dreams a night\n| selection | seeds | useful among written, night 1 → last | useful among chosen "
+              "| recall | old after |\n|---|---|---|---|---|---|")
         names = list(dict.fromkeys(r["variant"] for r in dreams["runs"]))
         for name in names:
             runs = [r["nights"] for r in dreams["runs"] if r["variant"] == name]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from model import GPT, Config, generate
 from seed import Marks
-from sleep import pad_documents
+from sleep import descend, optimizers, pad_documents
 
 MARKS = Marks(bos=3, ask=0, answer=2, end=1)
 NAME, REST, VALUE, RULE, STOP, VOCAB = 10, 50, 90, 180, 9, 200         # where each kind of token begins
@@ -66,25 +66,16 @@ def base(world, steps=260, seed=0, n_layer=2, n_embd=64):
     """A model that knows the old things and can read about any: some seconds."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = GPT(Config(vocab_size=VOCAB, block_size=160, n_layer=n_layer, n_head=2, n_embd=n_embd, d_ff=4 * n_embd, ranks=(16, 16, 48), window=8))
-    mats = [p for n, p in model.blocks.named_parameters() if p.ndim == 2 and not n.endswith("conv")]
-    rest = [p for p in model.parameters() if all(p is not m for m in mats)]
-    opts = [torch.optim.Muon(mats, lr=0.03, weight_decay=0.0), torch.optim.AdamW(rest, lr=0.04, betas=(0.9, 0.95), weight_decay=0.0)]
-    rates = [[g["lr"] for g in o.param_groups] for o in opts]
+    model = GPT(Config(vocab_size=VOCAB, block_size=160, n_layer=n_layer, n_head=2, n_embd=n_embd, d_ff=4 * n_embd,
+                       ranks=(16, 16, 48), window=8))
+    opts = optimizers(model, lr_muon=0.03, lr_adam=0.04)
     for step in range(steps):
         n = 1 if step < steps // 5 else PROPERTIES
         ids, weight = pad_documents([document(world.old, world.names, rng, n) for _ in range(24)], "cpu")
         keep = weight > 0
         loss = F.cross_entropy(model.logits(model.hidden(ids[:, :-1])[keep]), ids[:, 1:][keep], reduction="none")
         loss = (loss * weight[keep]).sum() / weight.sum()
-        for o, lrs in zip(opts, rates):
-            for g, lr in zip(o.param_groups, lrs):
-                g["lr"] = lr * min(1, (step + 1) / 20) * min(1, 2 * (1 - step / steps) + 0.02)
-            o.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in opts:
-            o.step()
+        descend(model, opts, loss, min(1, (step + 1) / 20) * min(1, 2 * (1 - step / steps) + 0.02))
     return model.requires_grad_(False)
 
 

@@ -32,7 +32,7 @@ def test_a_topic_is_the_mean_direction_of_a_text_and_survives_widening():
     model = GPT(Config(vocab_size=50, n_embd=32, n_head=2, head_dim=16, d_ff=64, ranks=(4, 4, 4))).double()
     texts = [torch.randint(50, (n,)).tolist() for n in (7, 2, 5)]
     ids, lengths = pad_rows(texts)
-    ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, torch.randint(50, ids.shape))      # padding is not heard
+    ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, torch.randint(50, ids.shape))  # padding is not heard
     for ours, text in zip(clinc150.topic(model, ids, lengths), texts):
         mean = sum(F.normalize(model.wte.weight[t], dim=0) for t in text)
         assert torch.allclose(F.normalize(ours, dim=0), F.normalize(mean, dim=0))

@@ -56,7 +56,8 @@ def test_clinc_is_read_and_dealt(tmp_path):
     assert C.load(tmp_path, base=2, per_day=3, seed=1)[1] == stages != C.load(tmp_path, base=2, per_day=3, seed=2)[1]
 
 
-@pytest.mark.parametrize("line,says", [("no tab here", "line 3"), ("two\ttabs\there", "line 3"), ("\tno_text", "line 3"), ("no intent\t ", "line 3")])
+@pytest.mark.parametrize("line,says", [("no tab here", "line 3"), ("two\ttabs\there", "line 3"), ("\tno_text", "line 3"),
+                                       ("no intent\t ", "line 3")])
 def test_a_malformed_row_is_named(tmp_path, line, says):
     write(tmp_path, rows=["fine\tok", line])
     with pytest.raises(ValueError, match=f"train.tsv, {says}: expected"):
@@ -85,6 +86,7 @@ def test_documents_and_tries():
 
 
 def test_tfidf_reference_on_a_case_a_child_can_do():
-    train = [("freeze my card", "freeze"), ("freeze this account", "freeze"), ("what is my balance", "balance"), ("show the balance", "balance")]
+    train = [("freeze my card", "freeze"), ("freeze this account", "freeze"), ("what is my balance", "balance"),
+             ("show the balance", "balance")]
     assert C.tfidf_nearest_mean(train, [("please freeze it", "freeze"), ("balance now", "balance")]) == 1.0
     assert np.isclose(C.tfidf_nearest_mean(train, [("balance", "freeze"), ("balance", "balance")]), 0.5)

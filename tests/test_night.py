@@ -15,7 +15,8 @@ from model import clone
 from sleep import FAST, SLOW, TRIAL, night, parse
 from tqdm import tqdm
 
-FLAGS = ["--replay_dreams=96", "--seed_steps=70", "--dream_steps=10", "--quizzes=4", "--views=3", "--dreams=6", "--dreams_random=2"]
+FLAGS = ["--replay_dreams=96", "--seed_steps=70", "--dream_steps=10", "--quizzes=4", "--views=3", "--dreams=6",
+         "--dreams_random=2"]
 QUIET = tqdm(disable=True)
 
 
@@ -106,12 +107,14 @@ def test_the_day_is_gone_after_the_night(world, two_nights):
     assert not any("cache" in k or "day" in k for k in vars(model))
 
 
-@pytest.mark.parametrize("flags", [["--expand=0"], ["--gate=0"], ["--replay=0"], ["--divergence=jsd"], ["--divergence=sft"], ["--dream=0"],
-                                   ["--imitate=0"], ["--on_policy=0"], ["--budget=4"], ["--select=norm", "--truth=0"], ["--random_expert=1"]])
+@pytest.mark.parametrize("flags", [["--expand=0"], ["--gate=0"], ["--replay=0"], ["--divergence=jsd"], ["--divergence=sft"],
+                                   ["--dream=0"], ["--imitate=0"], ["--on_policy=0"], ["--budget=4"],
+                                   ["--select=norm", "--truth=0"], ["--random_expert=1"]])
 def test_every_switch_runs(world, base, flags):
     random.seed(0), torch.manual_seed(0)
     model = copy.deepcopy(base)
-    short = ["--replay_dreams=24", "--seed_steps=8", "--dream_steps=4", "--quizzes=4", "--views=2", "--dreams=4", "--dreams_random=2"]
+    short = ["--replay_dreams=24", "--seed_steps=8", "--dream_steps=4", "--quizzes=4", "--views=2", "--dreams=4",
+             "--dreams_random=2"]
     for i in range(2):
         log, _ = night(parse(short + flags), model, G.passages(world.new[2 * i:2 * i + 2], random), G.MARKS, i, QUIET)
     assert log["kept"] > 0 and all(torch.isfinite(p).all() for p in model.parameters())

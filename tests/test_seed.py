@@ -195,7 +195,8 @@ def test_a_day_that_says_nothing_is_refused_in_one_line():
 
 def test_recombined_memories_ask_every_wording_about_every_thing():
     things = {0: [(5, 6), (7, 8)], 1: [(9, 10), (11, 12)]}
-    memories = [(e, (1, 20 + w, *name, 30, 2), (40 + w, 3)) for e in things for k, name in enumerate(things[e]) for w in range(4) if (w + k) % 4 != 3]
+    memories = [(e, (1, 20 + w, *name, 30, 2), (40 + w, 3)) for e in things for k, name in enumerate(things[e]) for w in range(4)
+                if (w + k) % 4 != 3]
     asked = seed.recombine(memories)
     want = {(e, (1, 20 + w, *name, 30, 2)) for e in things for name in things[e] for w in range(4)}
     assert set(asked) == want and len(memories) == 12 < len(want) == 16
