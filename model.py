@@ -333,6 +333,11 @@ class GPT(nn.Module):
             if name in state:
                 owner, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
                 setattr(owner, leaf, torch.zeros_like(state[name], dtype=buffer.dtype, device=buffer.device))
+        for i, block in enumerate(self.blocks):                      # live ones of an interrupted night, too
+            for j, lev in enumerate(block.levels):
+                for leaf in ("A_live", "B_live"):
+                    saved = state.get(f"blocks.{i}.levels.{j}.{leaf}")
+                    setattr(lev, leaf, None if saved is None else nn.Parameter(torch.zeros_like(saved, device=self.device)))
         return super().load_state_dict(state, **kw)
 
 

@@ -28,7 +28,7 @@ MISHEARD = 0.08                     # share of a question's words (not of its na
 
 
 class RestlessNight(ValueError):
-    """There is nothing the night could learn: the day was not understood, or held nothing new."""
+    """The night cannot go on: the day was not understood or held nothing new, or what was learnt is no number."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -452,6 +452,27 @@ def replay_drift(student, bank, head, index):
     return torch.zeros(len(w), device=w.device).index_add(0, row, kl * w[keep]) / w.sum(1).clamp_min(1e-6)
 
 
+def assert_finite(params):
+    """Raises RestlessNight where learning has left the numbers."""
+    if not torch.stack([p.isfinite().all() for p in params]).all():
+        raise RestlessNight("learning diverged: a weight is not a finite number")
+
+
+def rng_state():
+    """All random-number generators a night draws from."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng(state):
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
 @torch.no_grad()
 def muon(params, momenta, lr, beta=0.95):
     """One step of Muon (Jordan et al. 2024) on matrices (..., a, b): the nearest matrix of equal singular values times lr.
@@ -471,26 +492,32 @@ def muon(params, momenta, lr, beta=0.95):
 
 def distil(student, params, z, teach, marks, level=None, steps=220, lr=0.18, batch=32, divergence="forward",
            divergence_on="reverse", beta=0.5, on_policy=0.25, late=0.7, alpha=0.9, gamma=0.5, z0=2, group=4, max_new=12,
-           bank=None, head=None, replay_weight=8.0, weights=None, warmup=8, bar=None):
+           bank=None, head=None, replay_weight=8.0, weights=None, warmup=8, bar=None, progress=None, keep=None):
     """Train `params` (matrices, and nothing else) of the student on packed quizzes z with targets. Returns logged means.
 
     The GKD mix: in the last (1 - late) of the steps a step is on-policy with probability on_policy, else off-policy. Early
     on-policy steps teach little: a cold student writes nonsense and the teacher can only comment on it. weights (N,): how
-    often each quiz is drawn (dream.py's curriculum). bank, head: replay for a student without a gate.
+    often each quiz is drawn (dream.py's curriculum). bank, head: replay for a student without a gate. progress: {}, or what
+    keep(progress), called after every step, saved of an interrupted distillation: it goes on as if nothing had happened.
     """
-    momenta = [torch.zeros_like(p) for p in params]
+    progress = {} if progress is None else progress
+    progress.setdefault("step", 0)
+    momenta = progress.setdefault("momenta", [torch.zeros_like(p) for p in params])
+    seen = progress.setdefault("seen", {})                           # the last 20 of each mean that is logged
     weights = torch.ones(len(z["ids"]), device=student.device) if weights is None else weights
-    seen = defaultdict(list)
-    for step in range(steps):
+    if "rng" in progress:
+        set_rng(progress["rng"])
+    for step in range(progress["step"], steps):
         index = torch.multinomial(weights, batch, replacement=True)
         if step >= late * steps and random.random() < on_policy:
+            assert_finite(params)                                    # before anything is sampled from them
             loss, seen_now = on_policy_loss(student, z, index[:max(1, batch // group)], teach, marks, group, divergence_on,
                                             beta, alpha, gamma, z0, max_new)
-            for k, v in seen_now.items():
-                seen[k].append(v)
         else:
             loss = off_policy_loss(student, z, index, marks, level, divergence, beta)
-            seen["loss"].append(loss.detach())
+            seen_now = {"loss": loss.detach()}
+        for k, v in seen_now.items():
+            seen[k] = [*seen.get(k, []), v][-20:]
         if bank is not None:
             some = torch.multinomial(bank["draw"], 16, replacement=True)
             loss = loss + replay_weight * replay_drift(student, bank, head, some).mean()
@@ -499,7 +526,11 @@ def distil(student, params, z, teach, marks, level=None, steps=220, lr=0.18, bat
         muon(params, momenta, lr * min(1.0, (step + 1) / warmup) * (1 - 0.95 * step / steps))
         if bar is not None:
             bar.update(1)
-    return {k: float(torch.stack(v[-20:]).mean()) for k, v in seen.items()}
+        progress["step"] = step + 1
+        if keep is not None:
+            keep(progress)
+    assert_finite(params)
+    return {k: float(torch.stack(v).mean()) for k, v in seen.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -557,19 +588,24 @@ def write_memories(teacher, level, marks, n=256, min_sure=0.5):
     return z
 
 
-def consolidate(model, fast, slow, marks, steps=800, bar=None, **kw):
+def consolidate(model, fast, slow, marks, steps=800, bar=None, progress=None, **kw):
     """Distil every expert of level `fast` into one new expert of level `slow`, then reset `fast` ([S] 2.2, 3.3).
 
-    The teacher is the self before; the new expert inherits the detectors, so it wakes exactly where they did. Returns
-    (logged means, number of quizzes).
+    The teacher is the self before; the new expert inherits the detectors, so it wakes exactly where they did. progress: as
+    in `distil`; it holds the teacher too. Returns (logged means, number of quizzes).
     """
-    teacher = clone(model)
+    teacher, progress = clone(model), {} if progress is None else progress
+    if "teacher" in progress:                                        # interrupted: the model is the student already
+        teacher.load_state_dict(progress["teacher"])
+    progress["teacher"] = teacher.state_dict()
     z = write_memories(teacher, fast, marks)
-    model.reset(fast, heir=(slow, model.blocks[0].levels[slow].n_experts))
-    params = model.unlock(slow, seed=len(model.owner))
+    if "step" not in progress:
+        model.reset(fast, heir=(slow, model.blocks[0].levels[slow].n_experts))
+        model.unlock(slow, seed=len(model.owner))
+    params = [p.requires_grad_(True) for p in model.live(slow)]
     teach = reader(teacher, blank(teacher, marks), gate=True)
     z["wording"] = wording(model, z, marks)
     each = 1 / torch.bincount(z["passage"])[z["passage"]]              # every night is rehearsed equally often
-    seen = distil(model, params, z, teach, marks, level=slow, steps=steps, weights=each, bar=bar, **kw)
+    seen = distil(model, params, z, teach, marks, level=slow, steps=steps, weights=each, bar=bar, progress=progress, **kw)
     model.settle(slow)
     return seen, len(z["ids"])

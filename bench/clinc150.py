@@ -21,6 +21,7 @@ from tqdm import tqdm
 import seed as seeding
 import sleep
 from data import clinc as C
+from data import store
 from data.bpe import SPECIAL, encoding, train_bpe
 from model import GPT, Config, chunked_divergence, clone, generate, pad_rows
 from sleep import FAST, SLOW
@@ -240,9 +241,9 @@ def live(a):
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
           f"{torch.get_num_threads()} threads. Expect about 13 minutes on two CPU cores, and about 0.7 over all intents "
           "after the last night.", flush=True)
+    a.lock = store.occupy(a.out_dir, a.resume)
     if not a.resume:
-        sleep.make_room(a.out_dir)
-        sleep.write_json(os.path.join(a.out_dir, "args.json"), sleep.vars_of(a))
+        store.write_json(os.path.join(a.out_dir, "args.json"), sleep.vars_of(a))
 
     base_path, path = os.path.join(a.out_dir, "base.pt"), os.path.join(a.out_dir, "checkpoint.pt")
     if a.init_from != "scratch" or a.resume and os.path.isfile(base_path):
@@ -306,12 +307,12 @@ def live(a):
         results[name] = {"method": name, "R": R, "final": over_all(R[-1], stages),
                          "average_incremental": sum(over_all(r, stages) for r in R) / len(R),
                          "seconds": round(time.time() - t, 1), **extra}
-        sleep.write_json(done, results[name])
+        store.write_json(done, results[name])
         print(f"  {name:6} all {len(everything)} intents after the last night: {results[name]['final']:.3f}   "
               f"({results[name]['seconds']:.0f} s)", flush=True)
     tfidf = C.tfidf_nearest_mean(C.rows_of(data, "train", everything), C.rows_of(data, a.split, everything))
     print(f"  tf-idf nearest mean on the real training text of all intents, no network: {tfidf:.3f}")
-    sleep.write_json(os.path.join(a.out_dir, "summary.json"), {
+    store.write_json(os.path.join(a.out_dir, "summary.json"), {
         "data": "clinc150", "split": a.split, "seed": a.seed, "stages": [len(s) for s in stages], **results,
         "tfidf_nearest_mean": tfidf, "command": a.command, "device": str(a.torch_device), "threads": torch.get_num_threads(),
         "seconds": round(time.time() - start, 1), "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})

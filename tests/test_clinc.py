@@ -48,7 +48,8 @@ def test_a_tiny_life_on_a_folder_and_resume(tmp_path):
     for split, n in (("train", 6), ("val", 2), ("test", 2)):
         rows = [f"{verb} the {t} {i}\task_{t}" for t in things for i in range(n) for verb in ("find", "show me")]
         (data / f"{split}.tsv").write_text("text\tintent\n" + "\n".join(rows) + "\n")
-    command = [sys.executable, str(ROOT / "sleep.py"), "--data=clinc150", f"--data_dir={data}", f"--out_dir={out}", "--base_intents=3", "--days=1",
+    command = [sys.executable, str(ROOT / "sleep.py"), "--data=clinc150", f"--data_dir={data}", f"--out_dir={out}",
+               "--base_intents=3", "--days=1",
                "--class_base_steps=3", "--wake_steps=3", "--class_steps=3", "--class_dreams=3", "--class_replay=3", "--threads=1"]
     r = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert r.returncode == 0, r.stderr

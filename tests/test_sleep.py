@@ -13,6 +13,7 @@ import torch
 
 import sleep
 from data import clinc as C
+from data import store
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--n_layer=2", "--n_embd=64", "--n_head=2", "--days=2", "--people=2", "--pretrain_steps=6", "--quizzes=1", "--views=1",
@@ -81,25 +82,24 @@ def test_the_same_seed_is_the_same_life_and_a_killed_one_goes_on(tiny, tmp_path)
     assert r.returncode == 0, r.stderr
     a, b = (json.loads((x / "summary.json").read_text()) for x in (whole, broken))
     assert a["R"] == b["R"]
-    a, b = (torch.load(x / "checkpoint.pt", weights_only=True)["model"] for x in (whole, broken))
+    a, b = (store.load(str(x / "checkpoint.pt"))[0]["model"] for x in (whole, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("words,says", [
     (["--nite=3"], "unknown flag '--nite=3'"), (["--day=3"], "did you mean --days=...?"),
     (["days=3"], "unknown flag"), (["--days"], "needs a value"),
-    (["--days=x"], "expected a whole number"), (["--days=0"], "at least 1"), (["--seed_lr=nan"], "expected a number"),
-    (["--alpha=2"], "between 0 and 1"), (["--expand=2"], "expected 0 or 1"), (["--method=nap"], "choose one of"),
-    (["--n_embd=4"], "at least 8"), (["--select=best"], "choose one of cosine"), (["--days=900", "--people=90"], "room for"),
+    (["--days=x"], "expected a whole number"), (["--days=0"], "between 1 and"), (["--seed_lr=nan"], "must lie between"),
+    (["--alpha=2"], "between 0.0 and 1.0"), (["--expand=2"], "between 0 and 1"), (["--method=nap"], "choose one of"),
+    (["--n_embd=4"], "between 8 and"), (["--select=best"], "choose one of cosine"), (["--days=900", "--people=90"], "room for"),
     (["--data=clinc150", "--data_dir=nowhere"], "no CLINC150 at nowhere"),
     (["--init_from=nowhere.pt"], "no checkpoint at nowhere.pt"),
     (["--ask=Who?", "--out_dir=nowhere"], "no checkpoint"), (["--resume", "--out_dir=nowhere"], "nothing to resume"),
 ])
-def test_bad_flags_get_one_line(words, says, tmp_path, monkeypatch):
+def test_bad_flags_get_one_line(words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         a = sleep.parse(words)
-        sleep.check(a)
         if a.ask:
             a.torch_device = "cpu"
             sleep.question(a, None, None)
@@ -112,18 +112,21 @@ def test_bad_flags_get_one_line(words, says, tmp_path, monkeypatch):
                 C.load(a.data_dir)
             except FileNotFoundError as e:
                 sleep.fail(str(e))
-    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and says in said and len(said.splitlines()) == 1
     assert not any(tmp_path.iterdir())                               # nothing was written
 
 
 def test_bad_input_of_the_real_script(tiny, tmp_path):
     refused("--dais=3", says="did you mean --days=...?")
-    bad = tmp_path / "checkpoint.pt"
+    bad = tmp_path / "checkpoint.pt"                                 # and no checkpoint before it
     for content in (b"", b"not a checkpoint", (tiny[0] / "checkpoint.pt").read_bytes()[:-700]):
         bad.write_bytes(content)
         refused(f"--out_dir={tmp_path}", "--ask=Who?", says="is damaged")
         assert bad.read_bytes() == content
-    refused(f"--out_dir={tiny[0]}", "--ask=Who?", "--context=" + "Ada lives. " * 200, says="too long")
+    refused(f"--out_dir={tiny[0]}", "--ask=" + "Who is Ada Bram? " * 99, says="too long")
+    r = run(f"--out_dir={tiny[0]}", "--ask=Who? \U0001f634", "--context=" + "Ada lives. " * 200)
+    assert r.returncode == 0 and "split between sentences" in r.stdout + r.stderr
 
 
 def test_no_gpu_is_said(monkeypatch):
