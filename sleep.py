@@ -41,6 +41,7 @@ ROOM = 64                           # tokens of a context left free for a questi
 HELD_OUT = 32                       # dreams of the old self that a night does not learn from: by them it is judged
 STOP = []                           # a Ctrl-C was heard: the next `keep` saves and ends the run
 
+
 def pick_device(a):
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if a.device == "auto":
@@ -240,7 +241,7 @@ def night(a, model, day, marks, number, bar, teacher=None, desk=None, keep=None)
     if "level" not in desk:                                          # 2. an expert more, and where it may speak
         reseed(a, number, "gate")
         bar.set_description_str("gate")
-        memories = []                                                # earlier nights, dreamt again by the experts that hold them
+        memories = []                                                # earlier nights, dreamt by the experts that hold them
         for memory, n in ((FAST, 16), (SLOW, 64)):
             experts = list(range(teacher.blocks[0].levels[memory].n_experts))
             memories += seeding.dream_memories(teacher, memory, experts, marks, n) if replay and experts else []
@@ -289,7 +290,7 @@ def night(a, model, day, marks, number, bar, teacher=None, desk=None, keep=None)
         if desk["rehearse"] is not None:
             kw["bank"]["draw"] = desk["rehearse"]
         seen = seeding.distil(model, params, z, teach, marks, level, steps=a.dream_steps, weights=desk["weights"], lr=lr / 2,
-                              progress=begin(a, desk, "awaking", number), **kw)
+                              progress=begin(a, desk, "rehearsing", number), **kw)
         log["dream"] = {**desk["dream"], **seen}
     log.update(knew=float(dream.known(teacher, z, marks).mean()), knows=float(dream.known(model, z, marks).mean()))
     seconds["dream"] = time.time() - start
@@ -301,7 +302,7 @@ def night(a, model, day, marks, number, bar, teacher=None, desk=None, keep=None)
 
 @torch.no_grad()
 def gone_wrong(old, new, dreams, marks, log, tolerance):
-    """Why this night must be undone, or None. There is no ground truth: the self before sleep is the judge.
+    """Why this night must be undone, or None (ours). There is no ground truth: the self before sleep is the judge.
 
     A weight is no number; or what the old self dreams (dreams the night did not learn from) has moved by more than `tolerance`
     nats a token, mean KL(old || new); or the new self answers the quizzes of the day no better than the old one without it
@@ -351,7 +352,7 @@ def save(path, model, **info):
 
 
 def load(path, device="cpu"):
-    """A checkpoint of nanoSleep -> (model, everything else). One clear line if it is none; a damaged one is left as it is."""
+    """A checkpoint of nanoSleep -> (model, everything else). One clear line if it is none; a damaged one stays as it is."""
     try:
         data, warning = store.load(path, device)
         if data["version"] != VERSION:
@@ -361,10 +362,38 @@ def load(path, device="cpu"):
     except FileNotFoundError:
         fail(f"no checkpoint at {path}: run a life first, or name its folder with --out_dir")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
-        fail(f"{e if isinstance(e, ValueError) else path + ' is no checkpoint of this model'}: restore it or live the life again")
+        what = e if isinstance(e, ValueError) else f"{path} is no checkpoint of this model"
+        fail(f"{what}: restore it or live the life again")
     if warning:
         print(f"sleep.py: {warning}", file=sys.stderr)
     return model.requires_grad_(False).eval(), {k: v for k, v in data.items() if k not in ("version", "config", "args")}
+
+
+def asleep(a, model, yesterday, state, desk, marks, i, bar, keep):
+    """A night, the move of the fast level into the slow one where its period ends, and a look back. Returns (self, log).
+
+    A night gone wrong is undone: the self wakes as yesterday's, and the day stays in its context for the next night.
+    """
+    log, seconds, undone = {}, {}, None
+    try:
+        if "night" not in desk:
+            desk["night"] = night(a, model, state["pending"] + desk["day"], marks, i, bar, yesterday, desk, keep)
+            keep()
+        log, seconds = desk["night"]
+        if a.period and (i + 1) % a.period == 0:
+            t = time.time()
+            bar.set_description_str("consolidating")
+            log["consolidated"] = seeding.consolidate(model, FAST, SLOW, marks, steps=a.slow_steps, lr=a.seed_lr, keep=keep,
+                                                      progress=begin(a, desk, "consolidating", i))
+            seconds["seed"] += time.time() - t
+        undone = gone_wrong(yesterday, model, desk["replay"][:HELD_OUT], marks, log, a.tolerance)
+    except seeding.RestlessNight as e:
+        undone = str(e)
+    state["pending"] = desk["day"] if undone else []
+    if undone:
+        model, log = clone(yesterday), {**log, "undone": undone}
+        bar.write(f"  night {i + 1} is undone: {undone}")
+    return model, {**log, "seconds": seconds}
 
 
 def show(R, people, name):
@@ -428,28 +457,11 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         # night: sleep
         t = time.time()
         if method == "sleep" and "log" not in desk:
-            spent = {}
-            try:
-                log, spent = night(a, model, state["pending"] + desk["day"], marks, i, bar, yesterday, desk, keep)
-                t = time.time()
-                if a.period and (i + 1) % a.period == 0:
-                    bar.set_description_str("consolidating")
-                    progress = begin(a, desk, "consolidating", i)
-                    log["consolidated"] = seeding.consolidate(model, FAST, SLOW, marks, steps=a.slow_steps, lr=a.seed_lr,
-                                                              progress=progress, keep=keep)
-                undone = gone_wrong(yesterday, model, desk["replay"][:HELD_OUT], marks, log, a.tolerance)
-            except seeding.RestlessNight as e:
-                log, undone = {}, str(e)
-            state["pending"] = []
-            if undone:                                               # wake as yesterday's self; the day stays in the context
-                model, state["pending"], log = clone(yesterday), desk["day"], {**log, "undone": undone}
-                bar.write(f"  night {i + 1} is undone: {undone}")
-            spent["seed"] = spent.get("seed", 0.0) + time.time() - t
-            for k, v in spent.items():
-                took[k] += v
-            for stage in [k for k in desk if k not in ("day", "context")]:
+            model, desk["log"] = asleep(a, model, yesterday, state, desk, marks, i, bar, keep)
+            for stage in [k for k in desk if k not in ("day", "context", "log")]:
                 del desk[stage]
-            desk["log"] = {**log, "seconds": spent}
+            for k, v in desk["log"]["seconds"].items():
+                took[k] += v
             keep()
         elif method == "sft":
             reseed(a, method, i, "night")
@@ -467,8 +479,8 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         with open(log_path, "a") as f:
             f.write(json.dumps(morning) + "\n")
         keep()
-        bar.write(f"  {method} {i + 1:>2}: read {morning['in_context']:.2f} in context, next morning {row[i]:.2f} without it; all "
-                  f"days {sum(row[:i + 1]) / (i + 1):.2f}, old {morning['old']:.2f}, reading {morning['reading']:.2f}")
+        bar.write(f"  {method} {i + 1:>2}: read {morning['in_context']:.2f} in context, next morning {row[i]:.2f} without it; "
+                  f"all days {sum(row[:i + 1]) / (i + 1):.2f}, old {morning['old']:.2f}, reading {morning['reading']:.2f}")
     bar.close()
     last = state["nights"][-1]
     took["total"] = sum(took[k] for k in ("pretrain", "wake", "seed", "dream", "exam"))
