@@ -67,6 +67,16 @@ def main():
             first_last = f"{pm([n[0]['useful_written'] for n in runs], 2)} → {pm([n[-1]['useful_written'] for n in runs], 2)}"
             means = [pm([mean(x[k] for x in n) for n in runs], 2) for k in ("useful_chosen", "recall")]
             print(f"| {name} | {len(runs)} | {first_last} | " + " | ".join(means) + f" | {pm([n[-1]['old'] for n in runs], 3)} |")
+    faults = read("faults.json")
+    if faults:
+        print(f"\n## {faults['tried']} faults tried, {faults['lost']} lost; checkpoints take {faults['cost']['save']:.1%} of the "
+              f"default life, looking back {faults['cost']['gone_wrong']:.1%}\n| fault | what happened | survived |\n|---|---|---|")
+        kinds = {}
+        for r in faults["rows"]:                                     # all kills are one row
+            name = "kill -9 in the middle of anything" if r["fault"].startswith("kill") else r["fault"]
+            kinds.setdefault((name, r["outcome"]), []).append(r["survived"])
+        for (name, outcome), survived in kinds.items():
+            print(f"| {name} | {outcome} | {sum(survived)} of {len(survived)} |")
     clinc = read("clinc150.json")
     if clinc:
         print(f"\n## CLINC150, {clinc['split']} split, seed {clinc['seed']}, {clinc['threads']} threads, "

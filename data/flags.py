@@ -9,8 +9,8 @@ import os
 import sys
 from types import SimpleNamespace
 
-MANY = 10 ** 6
-SWITCH, SHARE, COUNT, SOME, RATE, TEXT, SEED = (0, 1), (0.0, 1.0), (0, MANY), (1, MANY), (0.0, 1000.0), None, (-2 ** 62, 2 ** 62)
+SWITCH, SHARE, RATE, TEXT = (0, 1), (0.0, 1.0), (0.0, 1000.0), None
+COUNT, SOME, SEED = (0, 10 ** 6), (1, 10 ** 6), (-2 ** 62, 2 ** 62)
 F_KINDS = ("forward", "reverse", "jsd")
 
 FLAGS = {  # name: (default, allowed: words, or the least and the greatest number; what it does)
@@ -25,7 +25,7 @@ FLAGS = {  # name: (default, allowed: words, or the least and the greatest numbe
     "world_seed": (1, SEED, "seed of the world: who lives in it and what is true of them"),
     "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
     "resume": (False, SWITCH, "go on with the life in --out_dir, from where it was interrupted"),
-    "init_from": ("scratch", TEXT, "scratch, a checkpoint .pt of nanoSleep, or GPT-2 weights (a .safetensors file or its folder)"),
+    "init_from": ("scratch", TEXT, "scratch, a checkpoint .pt of nanoSleep, or GPT-2's .safetensors file or its folder"),
     "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
     "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
     "deterministic": (False, SWITCH, "on a GPU: only kernels that give the same bits every time (slower)"),
@@ -82,50 +82,55 @@ FLAGS = {  # name: (default, allowed: words, or the least and the greatest numbe
 }
 
 
-def fail(message):
-    print(f"sleep.py: {message}", file=sys.stderr)
+def fail(message, script="sleep.py"):
+    print(f"{script}: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def parse(argv, doc=""):
-    """--name=value flags onto FLAGS. Anything else is refused with the nearest valid flag, before anything is written."""
-    args = {k: v for k, (v, *_) in FLAGS.items()}
+def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
+    """--name=value flags -> a namespace. Anything else is refused with the nearest valid flag, before anything is written.
+
+    flags: {name: (default, allowed, what it does)}, those of sleep.py or of a script of bench/. quick: the defaults that
+    --quick puts in their place.
+    """
+    given = {}
     for word in argv:
         if word in ("-h", "--help"):
-            print(doc + "\nflags:\n" + "\n".join(f"  --{k}={v!s:<9} {described(k)}" for k, (v, *_) in FLAGS.items()))
+            lines = (f"  {f'--{k}={v}':<26} {text}{choices(r)}" for k, (v, r, text) in flags.items())
+            print(doc + "\nflags:\n" + "\n".join(lines))
             raise SystemExit(0)
         name, eq, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in FLAGS:
-            near = difflib.get_close_matches(name, FLAGS, 1, 0.4)
-            fail(f"unknown flag {word!r}" + (f": did you mean --{near[0]}=...?" if near else "") + " (--help lists all)")
-        if not eq and type(FLAGS[name][0]) is not bool:
-            fail(f"--{name} needs a value: --{name}={FLAGS[name][0]}")
-        args[name] = allowed(name, value if eq else "1")
-    if max(args["days"], 28) * args["people"] > 4000:
+        if not word.startswith("--") or name not in flags:
+            near = difflib.get_close_matches(name, flags, 1, 0.4)
+            fail(f"unknown flag {word!r}" + (f": did you mean --{near[0]}=...?" if near else "") + " (--help lists all)", script)
+        if not eq and type(flags[name][0]) is not bool:
+            fail(f"--{name} needs a value: --{name}={flags[name][0]}", script)
+        given[name] = allowed(name, value if eq else "1", flags, script)
+    args = {**{k: v for k, (v, *_) in flags.items()}, **(quick if quick and given.get("quick") else {}), **given}
+    if flags is FLAGS and max(args["days"], 28) * args["people"] > 4000:
         fail(f"--days={args['days']} --people={args['people']}: the world has room for 4000 new people")
     return SimpleNamespace(**args)
 
 
-def described(name):
-    choices, text = FLAGS[name][1:]
-    return text + (f" ({' | '.join(choices)})" if choices and isinstance(choices[0], str) else "")
+def choices(range_):
+    return f" ({' | '.join(range_)})" if range_ and isinstance(range_[0], str) else ""
 
 
-def allowed(name, text):
-    """The value of a flag, of the type of its default and inside its range."""
-    default, range_, _ = FLAGS[name]
+def allowed(name, text, flags=FLAGS, script="sleep.py"):
+    """The value of a flag, of the type of its default and inside its range: words, two numbers, or None (any text)."""
+    default, range_, _ = flags[name]
     kind = type(default)
     if range_ is None:
         return text
     if kind is str:
-        return text if text in range_ else fail(f"--{name}={text}: choose one of {', '.join(range_)}")
+        return text if text in range_ else fail(f"--{name}={text}: choose one of {', '.join(range_)}", script)
     try:
-        value = kind(text) if kind is not bool else bool(int(text))
+        number = int(text) if kind is bool else kind(text)
     except ValueError:
-        fail(f"--{name}={text}: expected {'a number' if kind is float else 'a whole number'}")
-    if not range_[0] <= (value if kind is not bool else int(text)) <= range_[1]:          # false for nan, too
-        fail(f"--{name}={text}: must lie between {range_[0]} and {range_[1]}")
-    return value
+        fail(f"--{name}={text}: expected {'a number' if kind is float else 'a whole number'}", script)
+    if not range_[0] <= number <= range_[1]:                         # false for nan, too
+        fail(f"--{name}={text}: must lie between {range_[0]} and {range_[1]}", script)
+    return kind(number)
 
 
 def resumed(a, argv):
