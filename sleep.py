@@ -137,14 +137,14 @@ def optimizers(model, lr_muon, lr_adam):
     return opts
 
 
-def descend(model, opts, loss, share):
+def descend(model, opts, loss, share, clip=1.0):
     """One clipped step of all weights down the gradient of loss, at `share` of the peak learning rates."""
     for o in opts:
         o.zero_grad()
         for group in o.param_groups:
             group["lr"] = group["peak"] * share
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for o in opts:
         o.step()
 
@@ -222,6 +222,8 @@ def night(a, model, day, marks, number, bar, teacher=None, desk=None, keep=None)
     """
     start = time.time()
     teacher, desk, keep = teacher or clone(model), {} if desk is None else desk, keep or (lambda progress=None: None)
+    if not any(day):
+        raise seeding.RestlessNight("the day was empty")
     if "dreamt" not in desk:                                         # 1. the self that holds the day asks itself
         reseed(a, number, "asking")
         bar.set_description_str("asking itself")
@@ -441,8 +443,9 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
     took = state["seconds"]
     done = len(state["R"])
     last_night = min(a.days, a.stop or a.days)
-    bar = tqdm(total=(last_night - done) * (a.seed_steps + a.dream * a.dream_steps if method == "sleep" else 60), desc=method,
-               unit="step", leave=False, mininterval=1.0, disable=method == "none")
+    steps = {"sleep": a.seed_steps + a.dream * a.dream_steps, "sft": 60}.get(method, 0)
+    bar = tqdm(total=(last_night - done) * steps or None, desc=method, unit="step", leave=False, mininterval=1.0,
+               disable=method == "none")
     for i in range(done, last_night):
         # day: wake. The model reads; what it has read stands in its context
         t = time.time()
@@ -466,6 +469,11 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         elif method == "sft":
             reseed(a, method, i, "night")
             desk["log"] = fine_tune(a, model, desk["day"], marks, bar)
+            took["seed"] += time.time() - t
+        elif method == "absorb":                                     # a neighbour's night: Absorber LLM
+            from bench import absorber
+            reseed(a, method, i, "night")
+            desk["log"] = absorber.night(a, model, desk["day"], marks, i, bar)
             took["seed"] += time.time() - t
         # morning: exam
         t = time.time()

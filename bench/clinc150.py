@@ -229,6 +229,8 @@ def bar_of(total, name):
 def live(a):
     """The lives `sleep`, `none` and `sft`, the joint bound and a reference without a network; saved as they go."""
     start = time.time()
+    if a.method == "absorb":
+        sleep.fail("--method=absorb lives in --data=world: what it absorbs must fit the context")
     data, stages = C.load(a.data_dir, a.base_intents, 15, a.seed)
     stages = stages[:1 + a.days]
     texts = C.rows_of(data, "train", stages[0])

@@ -393,7 +393,7 @@ def spread(rows):
 
 
 def cells(rows):
-    return " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in spread(rows))
+    return " | ".join(f"{m:.2f}" + f" ± {s:.2f}" * (len(rows) > 1) for m, s in spread(rows))
 
 
 def lines_of(runs, name):

@@ -14,7 +14,7 @@ COUNT, SOME, SEED = (0, 10 ** 6), (1, 10 ** 6), (-2 ** 62, 2 ** 62)
 F_KINDS = ("forward", "reverse", "jsd")
 
 FLAGS = {  # name: (default, allowed: words, or the least and the greatest number; what it does)
-    "method": ("sleep", ("sleep", "none", "sft"), "what the nights do"),
+    "method": ("sleep", ("sleep", "none", "sft", "absorb"), "what the nights do"),
     "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
     "data": ("world", ("world", "clinc150"), "what is read by day"),
     "data_dir": ("data/clinc150", TEXT, "with --data=clinc150: the folder of train.tsv, val.tsv and test.tsv"),
