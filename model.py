@@ -363,8 +363,11 @@ def new_cache(model, batch, length):
 def take_rows(cache, rows, room=0):
     """A new cache whose rows are cache[rows] (so one prefix can serve many rows), with room for more tokens."""
     def pad(t, dim):
-        t = t[rows]
-        return t if not room else torch.cat([t, t.new_zeros(*t.shape[:dim], room, *t.shape[dim + 1:])], dim)
+        if not room:
+            return t[rows]
+        new = t.new_zeros(*cache["len"][rows].shape, *t.shape[1:dim], t.shape[dim] + room, *t.shape[dim + 1:])
+        new.narrow(dim, 0, t.shape[dim]).copy_(t[rows])
+        return new
     blocks = [{"k": pad(b["k"], 2), "v": pad(b["v"], 2), "x": pad(b["x"], 1)} for b in cache["blocks"]]
     return {"blocks": blocks, "max": cache["max"], **{k: cache[k][rows] for k in ("len", "fired", "unit")}}
 
@@ -419,7 +422,9 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
             logits = logits / temperature
             if top_k:
                 logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1]))[0][:, -1:], -torch.inf)
-            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            cdf = logits.float().softmax(-1).cumsum(-1)              # one random number a row, not one a word
+            u = 1 - torch.rand(len(cdf), 1, generator=generator, device=cdf.device)        # in (0, 1]: p = 0 is never drawn
+            token = torch.searchsorted(cdf, u * cdf[:, -1:])[:, 0]
         if trie is not None:
             state = torch.where(done, state, trie[state, token])
         out.append(torch.where(done, -1, token))
@@ -576,6 +581,8 @@ def grouped_experts(x, expert, A, B, tile=16):
     room = (count + tile - 1) // tile * tile                                                 # rounded up to whole tiles
     first, begin = count.cumsum(0) - count, room.cumsum(0) - room
     tiles = N // tile + min(E, N) + 1
+    if x.device.type == "cpu":                                       # nobody waits: as many as there are
+        tiles = int(room.sum()) // tile + 1
     e = mine.clamp(max=E - 1)
     slot = torch.where(mine < E, begin[e] + torch.arange(N, device=x.device) - first[e], tiles * tile - 1)
     laid = x.new_zeros(tiles * tile, x.shape[1]).index_put((slot,), x[order] * (mine < E)[:, None])
@@ -615,6 +622,8 @@ def chunked_divergence(hidden, head, teacher, kind="forward", beta=0.5, chunk=10
         if teacher_head is not None:
             t = F.log_softmax((t @ teacher_head.T).float() / temperature, -1)
         return divergence(t, student, kind, beta)
+    if len(hidden) <= chunk:                                         # one chunk: recomputing it would save nothing
+        return part(hidden, teacher)
     parts = zip(hidden.split(chunk), teacher.split(chunk))
     return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in parts])
 
@@ -622,14 +631,22 @@ def chunked_divergence(hidden, head, teacher, kind="forward", beta=0.5, chunk=10
 def levenshtein(a, b, len_a, len_b):
     """Edit distances of a whole batch: a (N, La), b (N, Lb) token ids, true lengths (N,) -> (N,) long.
 
-    Row by row of the usual table D[i, j]. Inside a row D[j] = min_{k <= j} (best[k] + j - k): a running minimum of
-    best[k] - k, so one row costs one cummin for the whole batch instead of a loop over j.
+    The usual table D[i, j] by its antidiagonals d = i + j: a whole one depends only on the two before it, so a diagonal of the
+    whole batch is three calls. The table is transposed (pairs last) and its numbers are as small as the lengths allow.
     """
-    j = torch.arange(b.shape[1] + 1, device=a.device)
-    row = j.expand(len(a), -1).clone()                                                       # D[0, j] = j
-    for i in range(a.shape[1]):
-        swap = row[:, :-1] + (a[:, i:i + 1] != b)
-        best = torch.cat([row[:, :1] + 1, torch.minimum(row[:, 1:] + 1, swap)], 1)
-        new = (best - j).cummin(1)[0] + j
-        row = torch.where((i < len_a)[:, None], new, row)
-    return row.gather(1, len_b[:, None])[:, 0]
+    (N, La), Lb = a.shape, b.shape[1]
+    small = torch.uint8 if La + Lb < 255 else torch.int32
+    a, b = a.T.int().contiguous(), b.T.flip(0).int().contiguous()
+    pair, total, out = torch.arange(N, device=a.device), len_a + len_b, torch.zeros_like(len_a)
+    new, one, two = torch.zeros(3, La + 1, N, dtype=small, device=a.device)                  # new[i] = D[i, d - i]
+    for d in range(La + Lb + 1):
+        new, one, two = two, new, one
+        lo, hi = max(1, d - Lb), min(La + 1, d)                                              # 1 <= i and 1 <= d - i
+        if lo < hi:
+            swap = two[lo - 1:hi - 1] + (a[lo - 1:hi - 1] != b[Lb - d + lo:Lb - d + hi]).to(small)
+            torch.minimum(torch.minimum(one[lo - 1:hi - 1], one[lo:hi]) + 1, swap, out=new[lo:hi])
+        new[0] = d
+        if d <= La:
+            new[d] = d
+        out = torch.where(total == d, new[len_a, pair].long(), out)
+    return out

@@ -21,7 +21,7 @@ from collections import Counter, defaultdict, namedtuple
 import torch
 import torch.nn.functional as F
 
-from model import chunked_divergence, clone, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
+from model import chunked_divergence, clone, divergence, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
 
 Marks = namedtuple("Marks", "bos ask answer end")
 MISHEARD = 0.08                     # share of a question's words (not of its names) that the student hears wrongly
@@ -416,7 +416,7 @@ def on_policy_loss(student, z, index, teach, marks, group, kind, beta, alpha, ga
     mask, to = y["answers"], y["ids"][:, 1:, None]
     student_lp = F.log_softmax(student.logits(h).float(), -1)
     r = rewards(ys, [right[i] for i in many], teacher.gather(2, to)[..., 0], mask, gamma, z0)
-    kl = chunked_divergence(h[mask], student.wte.weight, teacher[mask], kind, beta).mean()
+    kl = divergence(teacher[mask], student_lp[mask], kind, beta).mean()
     loss = alpha * kl
     if alpha < 1:
         loss = loss + (1 - alpha) * policy_loss(student_lp.gather(2, to)[..., 0], mask, leave_one_out(r, group))
