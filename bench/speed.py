@@ -11,13 +11,11 @@ one CPU thread it is CPU time, so that other jobs on the machine hardly count. N
 how to get it. Rows are kept in the result file one by one, so peers can be measured in environments of their own.
 """
 import copy
-import difflib
 import json
 import os
 import random
 import statistics
 import sys
-from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -30,15 +28,17 @@ import seed
 import sleep
 from bench.race import (PEERS, amp, clock, edit_distance, fisher_of_batches, fla_delta_rule, gap, gkd_trainer, gpt2,
                         peak_bytes, peer, race, seconds, trio)
+from data import flags, store
 from data import world as W
+from data.flags import COUNT, SOME, SWITCH, TEXT
 from model import GPT, Config, chunked_divergence, divergence, generate, levenshtein, new_cache
 
-FLAGS = dict(only="", quick=0, device="cpu", dtype="float32", threads=1, rounds=5, seed=1, base="out/base.pt", result="")
-
-
-def fail(message):
-    print(f"speed.py: {message}", file=sys.stderr)
-    raise SystemExit(2)
+FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
+    "only": ("", TEXT, "rows, with commas; none: all"), "quick": (False, SWITCH, "tiny sizes, to see that it runs"),
+    "device": ("cpu", ("cpu", "cuda"), "where to compute"), "dtype": ("float32", ("float32", "bfloat16"), "number format"),
+    "threads": (1, (1, 4096), "CPU threads"), "rounds": (5, SOME, "timed rounds; the median counts"), "seed": (1, COUNT, "seed"),
+    "base": ("out/base.pt", TEXT, "base of sleep.py, for the row night"),
+    "result": ("", TEXT, "result file; none with --quick: nothing is written")}
 
 
 def train_step(o, logits, ids, opts):
@@ -74,7 +74,7 @@ def row_train(o):
         if hf:
             models["transformers"] = lambda idx: hf(idx, use_cache=False).logits
             runs["transformers"] = train_step(o, models["transformers"], ids, adam(hf))
-        runs["own architecture, Muon"] = train_step(o, own, ids, sleep.optimizers(own, sleep.parse([])))
+        runs["own architecture, Muon"] = train_step(o, own, ids, sleep.optimizers(own, 0.03, 0.04))
         with torch.no_grad():
             same = {k: gap(ours(ids[:, :-1]), f(ids[:, :-1])) for k, f in models.items()}
         line = race(o, f"training step, {n_layer} layers, d={d}, {B}x{T}", ">= 1.0x plain, >= 1.5x transformers; on a GPU 45 %",
@@ -290,25 +290,13 @@ ROWS = {k[4:]: v for k, v in list(globals().items()) if k.startswith("row_")}
 
 
 def options(argv):
-    o = SimpleNamespace(**FLAGS)
-    for word in argv:
-        name, eq, value = word.removeprefix("--").partition("=")
-        if word in ("-h", "--help"):
-            raise SystemExit(print(__doc__))                         # print gives None: exit code 0
-        if not word.startswith("--") or name not in FLAGS:
-            near = difflib.get_close_matches(name, FLAGS, 1, 0.4)
-            fail(f"unknown flag {word!r}" + (f": did you mean --{near[0]}=...?" if near else "") + " (--help lists all)")
-        try:
-            setattr(o, name, type(FLAGS[name])(value if eq else 1))
-        except ValueError:
-            fail(f"--{name}={value}: expected a whole number")
+    """The flags, with the rows taken apart."""
+    o = flags.parse(argv, __doc__, FLAGS, "speed.py")
     o.rows = o.only.split(",") if o.only else list(ROWS)
-    choices = [("only", row, ROWS) for row in o.rows]
-    for name, value, some in choices + [("device", o.device, ("cpu", "cuda")), ("dtype", o.dtype, ("float32", "bfloat16"))]:
-        if value not in some:
-            fail(f"--{name}={value}: choose from {', '.join(some)}")
-    if o.device == "cuda" and not torch.cuda.is_available() or min(o.threads, o.rounds) < 1:
-        fail("--device=cuda: there is none on this machine" if o.device == "cuda" else "--threads and --rounds: at least 1")
+    if not set(o.rows) <= set(ROWS):
+        flags.fail(f"--only={o.only}: choose from {', '.join(ROWS)}", "speed.py")
+    if o.device == "cuda" and not torch.cuda.is_available():
+        flags.fail("--device=cuda: there is none on this machine", "speed.py")
     o.dtype, o.result = getattr(torch, o.dtype), o.result or ("" if o.quick else os.path.join(ROOT, "bench/results/speed.json"))
     return o
 
@@ -342,7 +330,7 @@ def main(argv):
             "threads": o.threads, "seed": o.seed, "clock": clock(o).__name__, "versions": {k: v for k, v in found.items() if v},
             "absent": o.absent, "lines": lines}
         if o.result:                                                 # every row is kept as it finishes
-            sleep.write_json(o.result, stored)
+            store.write_json(o.result, stored)
     print("\n" + json.dumps({k: v for k, v in stored.items() if k.split()[0] in o.rows}))
 
 
