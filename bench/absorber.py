@@ -15,7 +15,8 @@ no router: what is absorbed is always on. Beside it, with the same LoRA, the sam
     truncation   nothing is done, X is lost                ttt items   the same, X cut into single items
     full         X stays in the window
 
-    python bench/absorber.py                four tasks, three seeds: EXPECT one CPU core -> bench/results/absorber.json
+    python bench/absorber.py                four tasks, three seeds: 20 minutes of one CPU core, 15 if the bases exist
+                                            -> bench/results/absorber.json
     python bench/absorber.py --quick        all of it in small, two minutes -> out-absorber/quick.json
     python bench/absorber.py --tasks=life   Absorber as the night of a life: sleep.py --method=absorb, three seeds
     python bench/absorber_show.py           the tables and the picture from the result file
@@ -263,7 +264,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
 }
 QUICK = {"seeds": "1", "steps": 30, "documents": 6, "train_steps": 150, "world_steps": 300, "people": 4, "days": 2,
          "longest": 1024, "bases": "out-absorber/quick-{}.pt", "out": "out-absorber/quick.json"}
-MINUTES = {"map": 1.8, "stream": 1.5, "world": 2.2, "latency": 0.4, "life": 3.0}             # a seed, CPU time of one core
+MINUTES = {"map": 1.6, "stream": 1.5, "world": 3.4, "latency": 0.4, "life": 3.0}             # a seed, of one quiet CPU core
 
 
 def fail(message):
@@ -295,7 +296,7 @@ def main(argv):
             runs = json.load(f)["runs"]
     todo = [(task, seed) for seed in a.seeds for task in a.tasks
             if not any((r["task"], r["seed"], r["flags"]) == (task, seed, same) for r in runs)]
-    scale = 0.2 if a.quick else 1.0
+    scale = 0.25 if a.quick else 1.0
     minutes = scale * sum(MINUTES[task] for task, _ in todo)
     print(f"{len(todo)} runs; expect about {minutes:.0f} minutes on one quiet CPU core -> {os.path.relpath(a.out)}", flush=True)
     for task, seed in todo:
