@@ -2,7 +2,7 @@
 The life of nanoSleep with one ingredient taken away at a time, on several seeds; `sleep`, `sft` and `none` beside it.
 
     python bench/ablate.py                        everything below: about two hours of one CPU core, in bench/results/life.json
-    python bench/ablate.py --only=sleep,no_replay --seeds=1,2
+    python bench/ablate.py --only=sleep --result=bench/results/week.json      the default life alone: 15 minutes
 Each run is the real sleep.py; a finished one is not run again. All lives of a seed start from the same pretrained base.
 """
 import json
@@ -42,10 +42,10 @@ def main(only=",".join(VARIANTS), seeds="1,2,3", work="out-ablate", threads="1",
                 print(name, "seed", seed, "python sleep.py", *command, flush=True)
                 subprocess.run([sys.executable, os.path.join(ROOT, "sleep.py"), *command, f"--out_dir={out}"], check=True,
                                stdout=subprocess.DEVNULL)
-    collect(work, result)
+    collect(work, result, f"python bench/ablate.py --only={only} --seeds={seeds} --threads={threads}")
 
 
-def collect(work, result):
+def collect(work, result, command):
     """All summaries under `work`, with their nights, in one file."""
     runs = []
     for folder, _, files in sorted(os.walk(work)):
@@ -57,7 +57,7 @@ def collect(work, result):
             parts = os.path.relpath(folder, work).split(os.sep)
             runs.append({"variant": parts[-1] if len(parts) > 1 else parts[0].rpartition("-")[0], **run})
     with open(result, "w") as f:
-        json.dump({"command": "python bench/ablate.py", "runs": runs}, f, indent=0)
+        json.dump({"command": command, "runs": runs}, f, indent=0)
     print(f"{len(runs)} lives -> {result}")
 
 

@@ -51,7 +51,7 @@ def by_method(found):
 def lives(runs):
     """{name: [life]}: absorb from this result file, the others from the default life's."""
     known = {"absorb": results(runs, "life")}
-    path = os.path.join(RESULTS, "life.json")
+    path = os.path.join(RESULTS, "week.json")
     if os.path.isfile(path):
         with open(path) as f:
             others = json.load(f)["runs"]

@@ -1,8 +1,8 @@
 """
-The picture of a life, from bench/results/life.json (or a summary.json): what is known of which day after which night, and
+The picture of a life, from bench/results/week.json (or a summary.json): what is known of which day after which night, and
 the lives beside it. Needs matplotlib (pip install matplotlib).
 
-    python bench/picture.py                                  bench/results/life.json -> bench/results/life.png
+    python bench/picture.py                                  bench/results/week.json -> bench/results/life.png
     python bench/picture.py --life=out --out=life.png        one life of your own
 """
 import json
@@ -56,7 +56,7 @@ def lines(ax, lives):
     ax.legend(frameon=False)
 
 
-def main(life=os.path.join(HERE, "results/life.json"), out=os.path.join(HERE, "results/life.png")):
+def main(life=os.path.join(HERE, "results/week.json"), out=os.path.join(HERE, "results/life.png")):
     lives = read(life)
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     heat_map(axes[0], min(lives["sleep"], key=lambda r: r["seed"]))

@@ -35,14 +35,16 @@ def row(name, lives, n):
 def main():
     head = ("| life | nights | seeds | recall next morning | ACC | BWT | old | reading | reversed | s/night |\n"
             "|---|---|---|---|---|---|---|---|---|---|")
-    life = read("life.json")
+    week, life = read("week.json"), read("life.json")
+    if week:
+        print("## the default life\n" + head)
+        for name in ("sleep", "none", "sft"):
+            runs = [r for r in week["runs"] if r["variant"] == name]
+            print(row(name, runs, len(runs[0]["R"])))
     if life:
         lives = {}
         for r in life["runs"]:
             lives.setdefault(r["variant"], []).append(r)
-        print("## the default life\n" + head)
-        for name in ("sleep", "none", "sft"):
-            print(row(name, lives[name], len(lives[name][0]["R"])))
         print("\n## one ingredient taken away, paired with `sleep` of the same seed and length\n" + head)
         without = {name: min(len(r["R"]) for r in runs) for name, runs in lives.items()
                    if name not in ("sleep", "none", "sft") and not name.startswith("three")}

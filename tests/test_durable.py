@@ -24,9 +24,8 @@ from model import GPT, clone, read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = tqdm(disable=True)
-SMALL = ["--n_layer=2", "--n_embd=64", "--n_head=2", "--pretrain_steps=220", "--people=3", "--quizzes=4", "--views=2",
-         "--replay_dreams=48", "--seed_steps=64", "--dream_steps=4", "--dreams=4", "--dreams_random=1", "--on_policy=0.1",
-         "--threads=1", "--contrast=0"]
+TINY = ["--n_layer=2", "--n_embd=64", "--n_head=2", "--days=2", "--people=2", "--pretrain_steps=130", "--quizzes=1", "--views=1",
+        "--replay_dreams=8", "--seed_steps=3", "--dream_steps=2", "--threads=1", "--contrast=0"]
 fuzz = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -126,58 +125,55 @@ def test_the_desk_of_a_night_holds_no_text_but_the_dreams(base):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A base that can read a little, and the life of three nights from it that nobody disturbed."""
-    out = tmp_path_factory.mktemp("small")
-    r = run(*SMALL, "--method=none", "--days=1", f"--out_dir={out / 'none'}")
+def whole(tmp_path_factory):
+    """A tiny life that nobody disturbed: untrained, its nights are restless, but every file is written."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    r = run(*TINY, f"--out_dir={out}")
     assert r.returncode == 0, r.stderr
-    words = [*SMALL, "--days=3", f"--init_from={out / 'none' / 'base.pt'}"]
-    r = run(*words, f"--out_dir={out / 'whole'}")
-    assert r.returncode == 0, r.stderr
-    return words, out / "whole"
+    return out
 
 
-def ended(folder):
-    return json.loads((folder / "summary.json").read_text())["R"], store.load(str(folder / "checkpoint.pt"))[0]["model"]
-
-
-@pytest.mark.parametrize("where", ["seed.muon:62", "store.write:8:between"])
-def test_the_real_script_killed_in_a_night_goes_on_to_the_same_bits(small, tmp_path, where):
-    words, whole = small
+@pytest.mark.parametrize("where", ["sleep.descend:125", "store.write:9:between"])
+def test_the_real_script_killed_anywhere_goes_on_to_the_same_bits(whole, tmp_path, where):
+    """kill -9 in pretraining, and in a night between the two renames of a write (bench/faults.py has thirty more)."""
     out = tmp_path / "out"
-    assert run(*words, f"--out_dir={out}", hurt=[f"--die={where}"]).returncode == -9
+    assert run(*TINY, f"--out_dir={out}", hurt=[f"--die={where}"]).returncode == -9
     r = run("--resume", f"--out_dir={out}")
     assert r.returncode == 0, r.stderr
-    (R, weights), (R_whole, weights_whole) = ended(out), ended(whole)
-    assert R == R_whole and weights.keys() == weights_whole.keys()
-    assert all(torch.equal(weights[k], weights_whole[k]) for k in weights)
+    for name in ("base.pt", "checkpoint.pt"):
+        a, b = (store.load(str(folder / name))[0] for folder in (out, whole))
+        assert a["model"].keys() == b["model"].keys() and a.get("R") == b.get("R")
+        assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert not (out / "pretraining.pt").exists()
 
 
-def test_pretraining_killed_goes_on_to_the_same_bits(small, tmp_path):
-    _, whole = small
-    out = tmp_path / "out"
-    words = [*SMALL, "--method=none", "--days=1", f"--out_dir={out}"]
-    assert run(*words, hurt=["--die=sleep.descend:125"]).returncode == -9
-    assert (out / "pretraining.pt").exists()
-    assert run("--resume", f"--out_dir={out}").returncode == 0
-    a, b = (store.load(str(p / "base.pt"))[0]["model"] for p in (out, whole.parent / "none"))
-    assert all(torch.equal(a[k], b[k]) for k in a) and not (out / "pretraining.pt").exists()
+@pytest.mark.parametrize("how", ["nan", "noise", "rate"])
+def test_a_sabotaged_night_costs_nothing_but_itself(base, monkeypatch, how):
+    """Night 1 learns NaN, ends in noise, or learns at a thousandfold rate; night 2 is sound and has both days in its context."""
+    a = sleep.parse(["--replay_dreams=96", "--seed_steps=70", "--dream_steps=4", "--quizzes=4", "--views=3", "--dreams=4",
+                     "--dreams_random=2", "--people=2"])
+    things, muon = G.make().new, seed.muon
 
-
-@pytest.mark.parametrize("how", ["nan", "rate"])
-def test_a_sabotaged_night_costs_nothing_but_itself(small, tmp_path, how):
-    words, whole = small
-    r = run(*words, f"--out_dir={tmp_path / 'out'}", hurt=[f"--sabotage={how}"])
-    assert r.returncode == 0, r.stderr
-    R, weights = ended(tmp_path / "out")
-    nights = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert R[0] == ended(whole)[0][0] and R[1][0] == R[2][0] == R[0][0]                        # the past is as it was
-    assert "undone" not in nights[0] and "undone" not in nights[2]
-    if how == "nan":
-        assert "undone" in nights[1] and R[2][1] > R[1][1]           # the lost day was learnt a night later
-    else:                                                            # Muon's steps are bounded, and a norm follows
-        assert R[2][1] > 0
-    assert all(torch.isfinite(t).all() for t in weights.values())
+    def mad(params, momenta, lr):
+        muon(params, momenta, lr * 1000 if how == "rate" else lr)
+        if how == "nan":
+            params[0].data[0] = float("nan")
+        elif how == "noise":
+            for p in params:
+                torch.nn.init.normal_(p)
+    model, state, old = copy.deepcopy(base), {"pending": []}, G.recall(base, G.make().old)
+    for i, bad in enumerate((True, False)):
+        monkeypatch.setattr(seed, "muon", mad if bad else muon)
+        yesterday, day = clone(model), G.passages(things[2 * i:2 * i + 2], random.Random(i))
+        model, log = sleep.asleep(a, model, yesterday, state, {"day": day}, G.MARKS, i, QUIET, lambda progress=None: None)
+        if bad and how != "rate":
+            assert "undone" in log and state["pending"] == day
+            assert all(torch.equal(t, yesterday.state_dict()[k]) for k, t in model.state_dict().items())
+        if bad:
+            relearnt = "undone" in log                               # Muon's steps are bounded: a wild night may learn a little
+            assert relearnt or how == "rate"
+    assert "undone" not in log and state["pending"] == [] and G.recall(model, things if relearnt else things[2:]) > 0.7
+    assert G.recall(model, G.make().old) == old and all(torch.isfinite(t).all() for t in model.state_dict().values())
 
 
 @pytest.mark.parametrize("day", [[], [[]]])
