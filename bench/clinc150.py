@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import random
+import signal
 import sys
 import time
 
@@ -231,6 +232,8 @@ def live(a):
     start = time.time()
     if a.method == "absorb":
         sleep.fail("--method=absorb lives in --data=world: what it absorbs must fit the context")
+    for number in (signal.SIGINT, signal.SIGTERM):                   # this life is saved every night: Ctrl-C ends it at once
+        signal.signal(number, signal.default_int_handler)
     data, stages = C.load(a.data_dir, a.base_intents, 15, a.seed)
     stages = stages[:1 + a.days]
     texts = C.rows_of(data, "train", stages[0])
