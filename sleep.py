@@ -12,6 +12,7 @@ sleep.py: the life of a language model that sleeps. Flat, in the order of the pi
     python sleep.py --help                             every flag
 """
 import copy
+import errno
 import json
 import os
 import random
@@ -308,7 +309,7 @@ def gone_wrong(old, new, dreams, marks, log, tolerance):
 
     A weight is no number; or what the old self dreams (dreams the night did not learn from) has moved by more than `tolerance`
     nats a token, mean KL(old || new); or the new self answers the quizzes of the day no better than the old one without it
-    (by less than 0.05 in mean p of the whole answer): then the night would only cost the day.
+    (by less than 0.05 in mean p of the whole answer): then the night would only cost the day. The drift goes into log.
     """
     if not all(torch.isfinite(t).all() for t in new.state_dict().values()):
         return "a weight is not a finite number"
@@ -344,7 +345,7 @@ def metrics(R):
     past = range(T - 1)
     return {"ACC": sum(last) / T,
             "BWT": sum(last[j] - R[j][j] for j in past) / (T - 1) if T > 1 else 0.0,
-            "forgetting": sum(max(R[i][j] for i in range(j, T)) - last[j] for j in past) / (T - 1) if T > 1 else 0.0,
+            "forgetting": sum(max(R[i][j] for i in range(j, T - 1)) - last[j] for j in past) / (T - 1) if T > 1 else 0.0,
             "recall": sum(R[i][i] for i in range(T)) / T}
 
 
@@ -648,7 +649,8 @@ def guarded(argv):
     except KeyboardInterrupt:
         fail("interrupted: go on with --resume and the same --out_dir")
     except (OSError, ValueError) as e:
-        fail(f"{e} (what was saved is whole: once this is solved, --resume goes on from there)")
+        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG)
+        fail(f"{e}" + (" (what was saved is whole: make room, then --resume goes on from there)" if full else ""))
     except (RuntimeError, MemoryError) as e:
         if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(e):
             fail("out of memory: lower --people, --quizzes, --replay_dreams, --n_layer or --n_embd")
