@@ -88,10 +88,10 @@ def metrics(R, before=None, ahead=None):
     T, last = len(R), R[-1]
     m = {"ACC": mean(last), "recall": None, "BWT": None, "forgetting": None, "FWT": None}
     if all(R[j][j] is not None for j in range(T)):
-        m["recall"] = mean(R[j][j] for j in range(T))
+        found = sleep.metrics(R)
+        m["recall"] = found["recall"]
         if T > 1:
-            m["BWT"] = mean(last[j] - R[j][j] for j in range(T - 1))
-            m["forgetting"] = mean(max(R[i][j] for i in range(j, T - 1)) - last[j] for j in range(T - 1))
+            m.update(BWT=found["BWT"], forgetting=found["forgetting"])
             if ahead is not None:
                 m["FWT"] = mean(ahead[j] - before[j] for j in range(1, T))
     return m
