@@ -290,6 +290,16 @@ class GPT(nn.Module):
             lev.B_live = nn.Parameter(torch.zeros_like(lev.A_live).transpose(1, 2).contiguous())
         return self.live(level)
 
+    def set_ranks(self, ranks):
+        """The rank of tomorrow's experts, a number a level. Raises ValueError where a level holds experts of another rank."""
+        for block in self.blocks:
+            for lev, rank in zip(block.levels, ranks):
+                if lev.n_experts and rank != lev.rank:
+                    raise ValueError(f"the model holds experts of rank {lev.rank}, not {rank}: they cannot be mixed")
+                if rank != lev.rank:
+                    lev.rank, lev.A, lev.B = rank, lev.A.new_zeros(0, lev.A.shape[1], rank), lev.B.new_zeros(0, rank, lev.A.shape[1])
+        self.config.ranks = tuple(ranks)
+
     def reopen(self, level):
         """Make the settled experts of a level live again (the writer of dream.py learns a little every night)."""
         for block in self.blocks:

@@ -527,6 +527,10 @@ def born(a, enc, marks, world, half=None):
         model, _ = load(a.init_from)
         if model.config.vocab_size != enc.n_vocab:
             mismatch(a.init_from, model.config.vocab_size, enc.n_vocab)
+        try:
+            model.set_ranks(config.ranks)
+        except ValueError as e:
+            fail(f"--init_from={a.init_from}: {e}")
         return model.to(a.torch_device)
     else:
         try:
