@@ -58,14 +58,17 @@ def study_all(model, docs, steps, bar, lr_muon=0.03, lr_adam=0.02):
     """All weights on documents [(ids, weights)]: the base, the joint bound and sequential fine-tuning."""
     opts, rows = sleep.optimizers(model, lr_muon, lr_adam), by_length(docs)
     for step in range(steps):
-        ids, weight = batch_of(docs, rows, 32, model.device)
-        keep = weight > 0
-        h = model.hidden(mishear(ids, model)[:, :-1])[keep]
-        loss = F.cross_entropy(model.logits(h).float(), ids[:, 1:][keep], reduction="none")
-        loss = (loss * weight[keep]).sum() / weight[keep].sum()
-        sleep.descend(model, opts, loss, rate(step, steps))
+        sleep.descend(model, opts, text_loss(model, *batch_of(docs, rows, 32, model.device)), rate(step, steps))
         bar.update(1)
     return model
+
+
+def text_loss(model, ids, weight):
+    """Weighted next-token loss of documents of which the model mishears a tenth. ids (N, T), weight (N, T-1)."""
+    keep = weight > 0
+    h = model.hidden(mishear(ids, model)[:, :-1])[keep]
+    loss = F.cross_entropy(model.logits(h).float(), ids[:, 1:][keep], reduction="none")
+    return (loss * weight[keep]).sum() / weight[keep].sum()
 
 
 def study(model, params, docs, who, steps, lr, bar, teacher=None):
@@ -160,14 +163,15 @@ def classify_routed(model, enc, rows, labels, k=5):
 # ----------------------------------------------------------------------------------------------------------------------
 # A day and its night
 
-def imagine(model, enc, labels, n, who):
-    """n sentences the model imagines for each label, expert `who` ({level: expert}) awake: [(sentence, label)]."""
+def imagine(model, enc, labels, n, who, longest):
+    """n sentences of at most `longest` tokens that the model imagines for each label, expert `who` ({level: expert}) awake:
+    [(sentence, label)]."""
     prompts = [C.prompt(enc, label=label) for label in labels]
     out, end = [], C.specials(enc)[3]
     for i in range(0, len(prompts), 8):
         rows = prompts[i:i + 8]
         extra = {level: torch.full((len(rows) * n,), e, device=model.device) for level, e in who.items()} or None
-        out += generate(model, rows, 24, n=n, temperature=0.9, stop=[end], extra=extra, gate=False)
+        out += generate(model, rows, longest, n=n, temperature=0.9, stop=[end], extra=extra, gate=False)
     text = [enc.decode([t for t in row if t < enc.n_vocab - len(SPECIAL)]).strip() for row in out]
     return [(s, label) for s, label in zip(text, [label for label in labels for _ in range(n)]) if s]
 
@@ -184,7 +188,7 @@ def class_night(a, model, enc, old_stages, new, day, bar):
     model.settle(FAST)
     bar.set_description_str("dreaming")
     teacher = clone(model)
-    dreams = imagine(teacher, enc, new, a.class_dreams, {FAST: 0})
+    dreams = imagine(teacher, enc, new, a.class_dreams, {FAST: 0}, a.class_tokens)
     model.reset(FAST)
     bar.set_description_str("seeding")
     expert = len(old_stages) - 1
@@ -195,7 +199,8 @@ def class_night(a, model, enc, old_stages, new, day, bar):
     bar.set_description_str("router")
     stages, texts, owners = [*old_stages, new], [], []
     for i, labels in enumerate(stages):
-        again = dreams if i == expert + 1 else imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {})
+        again = dreams if i == expert + 1 else imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {},
+                                                            a.class_tokens)
         texts += [(text, len(owners) + labels.index(label)) for text, label in again]
         owners += [i - 1] * len(labels)
     ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in texts], model.device)

@@ -74,6 +74,7 @@ FLAGS = {  # name: (default, allowed: words, or the least and the greatest numbe
     "wake_steps": (250, SOME, "steps of the fast level on the day's text"),
     "class_steps": (300, SOME, "distillation steps of the night"),
     "class_dreams": (160, SOME, "sentences dreamt for each new intent"),
+    "class_tokens": (24, SOME, "tokens of a dreamt sentence at most"),
     "class_replay": (60, SOME, "sentences dreamt for each old intent, for the router"),
     # levels
     "period": (0, COUNT, "every so many nights the fast level is consolidated into one slow expert; 0: never"),

@@ -1,0 +1,476 @@
+"""
+New topics every day, on real text: class-incremental learning (Figure 3 of arXiv 2606.03979). Sleep and what else one could do.
+
+    python bench/class_incremental.py --data=clinc150 --data_dir=FOLDER     150 intents: a base of 3 tasks, then 7 of 15
+    python bench/class_incremental.py --data=dbpedia --data_dir=FOLDER      70 classes: a base of 2 tasks, then 5 of 10
+    python bench/class_incremental.py --data=banking77 --data_dir=FOLDER    77 intents: a base of 2 tasks, then 5 of 11
+    ... --quick                 2 seeds, 2 small days: does everything run? (numbers mean little)
+    ... --init_from=FOLDER      GPT-2's model.safetensors as base, taught the base's classes first (untried on real weights)
+    ... --table                 the tables, from the result file alone
+
+A base is trained from scratch on the classes of the first tasks; each seed has a base and an order of classes of its own. No
+task id at the exam: any class seen so far may be the answer. Train, validation and test are different rows; learning rates
+are searched on the validation rows of a class order that is not among the seeds; the table is made of test rows.
+
+Every method sees a day's documents by day only. What it keeps is written in METHODS. R[i, j]: accuracy on the test rows of
+stage j after night i, all classes of stages 0..i to choose from; stage 0 is the base.
+"""
+import copy
+import json
+import os
+import random
+import sys
+import time
+from statistics import mean
+from types import SimpleNamespace
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import torch
+from tqdm import tqdm
+
+import sleep
+from bench import stats
+from bench.baselines import fisher, mahalanobis
+from bench.clinc150 import (batch_of, bar_of, by_length, class_night, classify, classify_routed, imagine, mishear, rate, study_all,
+                            text_loss, topic)
+from data import clinc as C
+from data import flags, store, topics
+from data.bpe import encoding, train_bpe
+from data.flags import COUNT, RATE, SOME, SWITCH, TEXT
+from model import GPT, Config, chunked_divergence, clone, from_pretrained, pad_rows
+
+VALIDATION = 101                                                      # class order and base of the search
+FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
+    "data": ("clinc150", tuple(topics.SETS), "which set"),
+    "data_dir": ("data/clinc150", TEXT, "its folder"),
+    "seeds": ("1,2,3", TEXT, "seeds of base, class order and life"),
+    "methods": ("", TEXT, "names with commas between them; nothing: all"),
+    "work": ("out-classes", TEXT, "folder of bases and finished lives"),
+    "result": ("", TEXT, "result file; nothing: bench/results/classes-DATA.json"),
+    "init_from": ("scratch", TEXT, "scratch, or GPT-2's .safetensors file or its folder"),
+    "threads": (1, (1, 4096), "CPU threads"),
+    "search": (1, SWITCH, "0: no search, the middle of every grid"),
+    "days": (0, COUNT, "days of a life; 0: as many as the set has"),
+    "rows": (0, COUNT, "exam rows of a stage at most; 0: all"),
+    "base_steps": (1200, SOME, "training steps of the base, 32 documents each"),
+    "base_lr": (0.03, RATE, "its peak learning rate (Muon; two thirds of it for AdamW)"),
+    "steps": (250, SOME, "steps of a day: sleep's fast level, and every baseline"),
+    "class_steps": (300, SOME, "distillation steps of sleep's night"),
+    "class_dreams": (160, SOME, "sentences dreamt for each new class"),
+    "class_replay": (60, SOME, "sentences dreamt for each old class"),
+    "quick": (False, SWITCH, "2 seeds, 2 days, small"),
+    "table": (False, SWITCH, "print the tables of the result file and stop"),
+}
+QUICK = {"seeds": "1,2", "days": 2, "rows": 60, "base_steps": 60, "steps": 10, "class_steps": 10, "class_dreams": 8,
+         "class_replay": 4, "search": 0}
+
+
+def fail(message):
+    flags.fail(message, "class_incremental.py")
+
+
+def parse(argv):
+    o = flags.parse(argv, __doc__, FLAGS, "class_incremental.py", QUICK)
+    words, o.methods = o.seeds.split(","), o.methods.split(",") if o.methods else list(METHODS)
+    for m in o.methods:
+        if m not in METHODS:
+            fail(f"--methods: there is no {m!r}; choose among {', '.join(METHODS)}")
+    if not all(w.isdecimal() for w in words):
+        fail(f"--seeds={o.seeds}: expected whole numbers with commas between them")
+    o.seeds = [int(w) for w in words]
+    if VALIDATION in o.seeds:
+        fail(f"--seeds: {VALIDATION} is the validation seed of the search; choose others")
+    o.result = o.result or (os.path.join(o.work, f"quick-{o.data}.json") if o.quick else
+                            os.path.join(stats.RESULTS, f"classes-{o.data}.json"))
+    return o
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a day does. name(s, model, day, memory, **knobs): changes the model in place.
+#
+# s: what all lives of a seed share, and where this one stands (see `life`). day: {label: [texts]} of today's classes alone.
+
+def both_ways(s, rows):
+    """Every sentence as two documents: read it and name it, think of the name and say it (data/clinc.py)."""
+    return [C.document(s.enc, text, label, first) for text, label in rows for first in (True, False)]
+
+
+def rows_of(day):
+    return [(text, label) for label, texts in day.items() for text in texts]
+
+
+def loss_on(model, docs):
+    """A function that draws 32 of the documents and gives their loss."""
+    order = by_length(docs)
+    return lambda: text_loss(model, *batch_of(docs, order, 32, model.device))
+
+
+def learn(s, model, loss_of, lr):
+    """All weights down loss_of(), Muon and AdamW as for the base."""
+    opts = sleep.optimizers(model.requires_grad_(True), lr, lr * 2 / 3)
+    for step in range(s.o.steps):
+        sleep.descend(model, opts, loss_of(), rate(step, s.o.steps))
+        s.bar.update(1)
+    model.requires_grad_(False)
+
+
+def none(s, model, day, memory):
+    """The base, which has never heard of the new classes."""
+
+
+def sft(s, model, day, memory, lr):
+    """Sequential fine-tuning of all weights on the day's text."""
+    learn(s, model, loss_on(model, both_ways(s, rows_of(day))), lr)
+
+
+def ewc(s, model, day, memory, lr, weight):
+    """Elastic weight consolidation (arXiv 1612.00796, online as in 1805.06370): + weight/2 sum_w F_w (w - w*)^2.
+
+    F: diagonal Fisher, gradients squared sample by sample (bench/baselines.fisher), of 128 documents of each stage at the end of
+    its own day: the base's too. Stores two numbers a weight, no text.
+    """
+    def information(docs):
+        ids, weights = sleep.pad_documents(random.sample(docs, min(128, len(docs))), model.device)
+        return fisher(model, ids, (weights > 0).float())
+    if not memory:
+        memory.update(fisher=information(both_ways(s, s.base_rows)))
+    anchor = {k: p.detach().clone() for k, p in model.named_parameters()}
+    docs = both_ways(s, rows_of(day))
+    today = loss_on(model, docs)
+
+    def loss():
+        drift = sum((memory["fisher"][k] * (p - anchor[k]).square()).sum() for k, p in model.named_parameters())
+        return today() + 0.5 * weight * drift
+    learn(s, model, loss, lr)
+    for k, f in information(docs).items():
+        memory["fisher"][k] += f
+
+
+def divergence_on(model, old, docs):
+    """A function that draws 32 documents and gives KL(old self || new self) over their tokens, weighted as in the loss."""
+    order = by_length(docs)
+
+    def loss():
+        ids, weight = batch_of(docs, order, 32, model.device)
+        keep = weight > 0
+        with torch.no_grad():
+            t = old.hidden(ids[:, :-1])[keep]
+        kl = chunked_divergence(model.hidden(mishear(ids, model)[:, :-1])[keep], model.wte.weight, t, teacher_head=old.wte.weight)
+        return (kl * weight[keep]).sum() / weight[keep].sum()
+    return loss
+
+
+def lwf(s, model, day, memory, lr):
+    """Learning without forgetting (arXiv 1606.09282): + KL(old self || new self) on the new day's own documents."""
+    docs, old = both_ways(s, rows_of(day)), clone(model)
+    today, kept = loss_on(model, docs), divergence_on(model, old, docs)
+    learn(s, model, lambda: today() + kept(), lr)
+
+
+def remembered(s, model):
+    """What the self imagines for every class it knew this morning, as documents (class by class: LAMOL's task marks, 1909.03329)."""
+    known = [label for stage in s.stages[:s.night] for label in stage]
+    return both_ways(s, imagine(model, s.enc, known, max(1, s.o.class_replay // 2), {}, s.longest))
+
+
+def generative_replay(s, model, day, memory, lr):
+    """Generative replay (arXiv 1705.08690; LAMOL, 1909.03329): the day, and dreams of the old classes with hard labels."""
+    today, old = loss_on(model, both_ways(s, rows_of(day))), loss_on(model, remembered(s, model))
+    learn(s, model, lambda: today() + old(), lr)
+
+
+def distilled_replay(s, model, day, memory, lr):
+    """The same dreams, but learnt as the old self's distributions: what is left of sleep without expansion, gate and new context."""
+    old = clone(model)
+    today, kept = loss_on(model, both_ways(s, rows_of(day))), divergence_on(model, old, remembered(s, model))
+    learn(s, model, lambda: today() + kept(), lr)
+
+
+def replay(s, model, day, memory, lr):
+    """Experience replay (arXiv 1902.10486). STORES TEXT: ten sentences of every class, for ever."""
+    if not memory:
+        memory["rows"] = few(s.base_rows)
+    today, old = loss_on(model, both_ways(s, rows_of(day))), loss_on(model, both_ways(s, memory["rows"]))
+    learn(s, model, lambda: today() + old(), lr)
+    memory["rows"] += few(rows_of(day))
+
+
+def few(rows, n=10):
+    """n rows of each label, at random."""
+    found = {}
+    for text, label in random.sample(rows, len(rows)):
+        found.setdefault(label, []).append((text, label))
+    return [row for texts in found.values() for row in texts[:n]]
+
+
+def inca(s, model, day, memory):
+    """InCA (arXiv 2412.15563), its external learner: a Gaussian for each class on frozen features, one covariance for all.
+
+    The features are those of sleep's router (the mean embedding of a text), but of the real text of the day. Its second step, the
+    model choosing among the k nearest classes by their summaries in context, is left out: a base of this size cannot read one.
+    Stores a mean a class and one covariance, no text.
+    """
+    for label, texts in ({**s.base_day, **day} if not memory else day).items():
+        ids, lengths = pad_rows([s.enc.encode_ordinary(t) for t in texts], model.device)
+        with torch.no_grad():
+            x = topic(model, ids, lengths)
+        n = len(memory.setdefault("labels", []))
+        spread = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
+        memory["cov"] = spread if n == 0 else (n * memory["cov"] + spread) / (n + 1)
+        memory["means"] = torch.cat([memory["means"], x.mean(0)[None]]) if n else x.mean(0)[None]
+        memory["labels"].append(label)
+
+
+def asleep(s, model, day, memory, **changes):
+    """Sleep: class_night of bench/clinc150.py. The day's text is seen by the fast level alone; the night learns from dreams."""
+    a = SimpleNamespace(**{"wake_steps": s.o.steps, "class_steps": s.o.class_steps, "class_dreams": s.o.class_dreams,
+                           "class_replay": s.o.class_replay, "class_tokens": s.longest, **changes})
+    class_night(a, model, s.enc, s.stages[:s.night], s.stages[s.night], both_ways(s, rows_of(day)), s.bar)
+
+
+LRS = [0.003, 0.01, 0.03]
+METHODS = {  # name: (what a day does, what it keeps, what is searched)
+    "sleep": (asleep, "nothing", {}), "none": (none, "nothing", {}), "sft": (sft, "nothing", {"lr": LRS}),
+    "ewc": (ewc, "numbers", {"lr": LRS, "weight": [10.0, 1000.0]}), "lwf": (lwf, "nothing", {"lr": LRS}),
+    "generative_replay": (generative_replay, "nothing", {"lr": LRS}),
+    "distilled_replay": (distilled_replay, "nothing", {"lr": LRS}),
+    "inca": (inca, "numbers", {}), "replay": (replay, "text", {"lr": LRS}), "joint": (None, "all text at once", {})}
+DEFAULTS = {m: {"lr": 0.01} for m, (_, _, grid) in METHODS.items() if grid}
+DEFAULTS["ewc"]["weight"] = 100.0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Exams
+
+def nearest(s, model, rows, labels, memory):
+    """Share of rows that lie nearest to the Gaussian of their own class."""
+    ids, lengths = pad_rows([s.enc.encode_ordinary(t) for t, _ in rows], model.device)
+    with torch.no_grad():
+        at = mahalanobis(topic(model, ids, lengths), memory["means"], memory["cov"]).argmin(1).tolist()
+    return sum(memory["labels"][i] == label for i, (_, label) in zip(at, rows)) / len(rows)
+
+
+def exam(s, model, memory, upto):
+    """A row of R: the rows of every stage up to `upto`, each over the classes of all of them. None where a stage has no rows."""
+    labels = [label for stage in s.stages[:upto + 1] for label in stage]
+
+    def ask(rows):
+        if "means" in memory:
+            return nearest(s, model, rows, labels, memory)
+        return (classify_routed if len(model.keys) else classify)(model, s.enc, rows, labels)
+    return [ask(s.exams[j]) if j <= upto and s.exams[j] else None for j in range(len(s.stages))]
+
+
+def overall(row, exams):
+    """Accuracy over all rows of the stages seen so far."""
+    seen = [(r, len(e)) for r, e in zip(row, exams) if r is not None]
+    return sum(r * n for r, n in seen) / sum(n for _, n in seen)
+
+
+def metrics(R, exams):
+    """final: all classes after the last night; average incremental: its mean over i; ACC, BWT, forgetting: over stages.
+
+    None (a stage without exam rows) is left out of every mean.
+    """
+    T = len(R)
+    seen = [j for j in range(T) if R[T - 1][j] is not None]
+    past = [j for j in seen if j < T - 1]
+    best = lambda j: max(R[i][j] for i in range(j, T - 1))
+    return {"final": overall(R[-1], exams), "average_incremental": mean(overall(r, exams) for r in R),
+            "ACC": mean(R[-1][j] for j in seen), "base_kept": R[-1][0],
+            "BWT": mean(R[-1][j] - R[j][j] for j in past) if past else 0.0,
+            "forgetting": mean(best(j) - R[-1][j] for j in past) if past else 0.0}
+
+
+def references(s):
+    """No neural network, all text at once: tf-idf nearest mean, and a linear SVC if scikit-learn is there."""
+    labels = [label for stage in s.stages for label in stage]
+    train, test = C.rows_of(s.data, "train", labels), [row for e in s.exams for row in e]
+    found = {"tf-idf nearest mean": C.tfidf_nearest_mean(train, test)}
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.svm import LinearSVC
+    except ImportError:
+        print("  (linear SVC left out: pip install scikit-learn)", flush=True)
+        return found
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit([t for t, _ in train])
+    svc = LinearSVC(random_state=0).fit(words.transform([t for t, _ in train]), [label for _, label in train])
+    found["linear SVC on tf-idf"] = float((svc.predict(words.transform([t for t, _ in test])) == [label for _, label in test]).mean())
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A life
+
+def beginning(o, seed, split):
+    """What all lives of a seed share: data, stages, tokenizer, exams, base."""
+    data, stages = topics.load(o.data, o.data_dir, seed)
+    stages = stages[:1 + (o.days or len(stages))]
+    have = lambda split, label: data[split].get(label, [])
+    exams = [[(t, label) for label in stage for t in have(split, label)] for stage in stages]
+    if o.rows:
+        exams = [random.Random(seed).sample(e, min(o.rows, len(e))) for e in exams]
+    s = SimpleNamespace(o=o, seed=seed, split=split, data={k: {x: have(k, x) for st in stages for x in st} for k in data},
+                        stages=stages, exams=exams, night=0, bar=None, longest=24 if o.data != "dbpedia" else 48)
+    s.base_day = {label: have("train", label) for label in stages[0]}
+    s.base_rows = rows_of(s.base_day)
+    s.a = SimpleNamespace(seed=seed)
+    if o.init_from == "scratch":
+        s.enc = encoding(train_bpe([t for t, _ in s.base_rows] + stages[0], 2048), o.data)
+        model = lambda: GPT(Config(vocab_size=s.enc.n_vocab, block_size=128, n_head=4, n_embd=128, d_ff=512, ranks=(32, 128, 128)))
+    else:
+        s.enc = sleep.tokenizer(SimpleNamespace(init_from=o.init_from))
+        model = lambda: from_pretrained(o.init_from, (32, 128, 128), extra_tokens=4)
+    s.new_model = model
+    path = os.path.join(o.work, f"{name_of(o, 'base', seed)}.pt")
+    if os.path.isfile(path):
+        s.base, _ = sleep.load(path)
+    else:
+        sleep.reseed(s.a, "weights")
+        with bar_of(o.base_steps, f"seed {seed}: base") as b:
+            s.base = study_all(model(), both_ways(s, s.base_rows), o.base_steps, b, o.base_lr, o.base_lr * 2 / 3)
+        sleep.save(path, s.base.requires_grad_(False))
+    return s
+
+
+def name_of(o, method, seed):
+    return f"{o.data}-{method}-{seed}{'-quick' * o.quick}{'-gpt2' * (o.init_from != 'scratch')}"
+
+
+def life(s, method, knobs):
+    """All nights of one method. Returns a JSON-ready dict."""
+    night, keeps, _ = METHODS[method]
+    start, T, memory = time.time(), len(s.stages), {}
+    with bar_of(None, f"seed {s.seed}: {method}") as s.bar:
+        if method == "joint":
+            sleep.reseed(s.a, "joint")
+            everything = both_ways(s, [row for day in s.data["train"].items() for row in rows_of(dict([day]))])
+            model = study_all(s.new_model(), everything, 2 * s.o.base_steps, s.bar, s.o.base_lr, s.o.base_lr * 2 / 3)
+            R = [exam(s, model.requires_grad_(False), memory, T - 1)]
+        else:
+            model, R, seconds = copy.deepcopy(s.base), [exam(s, s.base, memory, 0)], []
+            for s.night in range(1, T):
+                sleep.reseed(s.a, method, s.night)
+                t = time.process_time()
+                day = {label: s.data["train"][label] for label in s.stages[s.night]}
+                night(s, model, day, memory, **knobs)
+                seconds.append(round(time.process_time() - t, 1))
+                R.append(exam(s, model, memory, s.night))
+    found = metrics(R, s.exams) if method != "joint" else {"final": overall(R[-1], s.exams)}
+    return {"method": method, "seed": s.seed, "split": s.split, "keeps": keeps, **knobs, **found, "R": R,
+            "parameters": model.n_params(), "seconds": round(time.time() - start, 1),
+            "cpu_a_night": round(mean(seconds), 1) if method != "joint" else None}
+
+
+def search(o, save, file):
+    """For every method the knobs of its grid with the best accuracy on validation rows after two nights."""
+    wanted = [m for m in o.methods if METHODS[m][2]]
+    missing = [m for m in wanted if not any(r["method"] == m for r in file["search"])]
+    if not missing:
+        return
+    s = beginning(SimpleNamespace(**{**vars(o), "days": 2}), VALIDATION, "val")
+    for m in tqdm(missing, desc="search", unit="method", mininterval=1.0):
+        rows = []
+        for k, values in METHODS[m][2].items():
+            for v in values:
+                knobs = {**DEFAULTS[m], **(best(rows, m) if rows else {}), k: v}
+                if not any(all(r[x] == y for x, y in knobs.items()) for r in rows):
+                    r = life(s, m, knobs)
+                    rows.append({"method": m, **knobs, "final": r["final"], "split": r["split"], "seed": VALIDATION})
+        file["search"] += rows
+        save()
+
+
+def best(rows, method):
+    rows = [r for r in rows if r["method"] == method]
+    if not rows:
+        return DEFAULTS.get(method, {})
+    top = max(rows, key=lambda r: r["final"])
+    return {k: top[k] for k in ("lr", "weight") if k in top}
+
+
+def main(argv):
+    o = parse(argv)
+    if o.table:
+        if not os.path.isfile(o.result):
+            fail(f"no results at {o.result}: run without --table first")
+        with open(o.result) as f:
+            return tables(json.load(f))
+    topics.read(o.data, o.data_dir)                                  # whatever is wrong with the files is said now
+    torch.set_num_threads(o.threads)
+    os.makedirs(o.work, exist_ok=True)
+    settings = {k: getattr(o, k) for k in ("data", "days", "rows", "base_steps", "steps", "class_steps", "class_dreams",
+                                           "class_replay")}
+    file = {"command": "", **settings, "init_from": "scratch" if o.init_from == "scratch" else "gpt2", "threads": o.threads,
+            "device": "cpu", "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "search": [], "runs": [],
+            "references": []}
+    if os.path.isfile(o.result):
+        with open(o.result) as f:
+            file = json.load(f)
+        other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
+        if other:
+            fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
+    hidden = ("--work", "--result", "--data_dir")                    # where things lie on this machine is nobody's business
+    file["command"] = " ".join(["python bench/class_incremental.py", *(w for w in argv if not w.startswith(hidden)),
+                                "--data_dir=FOLDER"])
+    save = lambda: store.write_json(o.result, file)
+    done = {(r["method"], r["seed"]) for r in file["runs"]}
+    todo = [(m, n) for n in o.seeds for m in o.methods if (m, n) not in done]
+    minutes = len(todo) * (0.1 if o.quick else 4 if o.data == "clinc150" else 2)
+    print(f"{o.data}: {len(todo)} lives to live. Expect about {minutes:.0f} minutes on one quiet CPU core"
+          + (", and 15 for the search." if o.search and not file["search"] else "."), flush=True)
+    if o.search:
+        search(o, save, file)
+    for number in dict.fromkeys(n for _, n in todo):
+        s = beginning(o, number, "test")
+        if not any(r["seed"] == number for r in file["references"]):
+            file["references"].append({"seed": number, **references(s)})
+            save()
+        for m in (m for m, n in todo if n == number):
+            path = os.path.join(o.work, f"{name_of(o, m, number)}.json")
+            if not os.path.isfile(path):                             # another process may have lived it
+                store.write_json(path, life(s, m, best(file["search"], m)))
+            with open(path) as f:
+                file["runs"].append(json.load(f))
+            save()
+            print(f"  seed {number} {m:18} all {sum(map(len, s.stages))} classes {file['runs'][-1]['final']:.3f}   "
+                  f"({file['runs'][-1]['seconds']:.0f} s)", flush=True)
+    tables(file)
+
+
+def tables(file):
+    """Markdown: every method, mean ± standard deviation over seeds; paired differences to sleep; the search."""
+    lives = {}
+    for r in file["runs"]:
+        lives.setdefault(r["method"], {})[r["seed"]] = r
+    columns = ["final", "average_incremental", "ACC", "base_kept", "BWT", "forgetting"]
+    print(f"\n{file['data']}, test rows, {len({r['seed'] for r in file['runs']})} seeds and class orders; mean ± standard deviation\n"
+          "\n| method | keeps | seeds | all classes at the end | average incremental | ACC | base kept | BWT | forgetting | CPU s a night "
+          "| parameters | sleep minus this, all classes |" + "\n" + "|---" * 12 + "|")
+    for name in [m for m in METHODS if m in lives]:
+        runs = list(lives[name].values())
+        both = [n for n in lives.get("sleep", {}) if n in lives[name]]
+        gap = "" if name == "sleep" or len(both) < 2 else "{:+.3f} ± {:.3f}".format(
+            *stats.interval([lives["sleep"][n]["final"] - lives[name][n]["final"] for n in both]))
+        cells = [name, runs[0]["keeps"], len(runs), *(stats.pm([r.get(k) for r in runs]) for k in columns),
+                 stats.pm([r["cpu_a_night"] for r in runs], 0), f"{mean(r['parameters'] for r in runs):,.0f}", gap]
+        print("| " + " | ".join(map(str, cells)) + " |")
+    for name in dict.fromkeys(k for r in file["references"] for k in r if k != "seed"):
+        found = [r[name] for r in file["references"] if name in r]
+        print(f"| {name} | all text at once, no network | {len(found)} | {stats.pm(found)} |" + " |" * 8)
+    if file["search"]:
+        print("\nsearch: validation rows, another class order, two nights; accuracy over all classes seen\n")
+        for name in dict.fromkeys(r["method"] for r in file["search"]):
+            rows, chosen = [r for r in file["search"] if r["method"] == name], best(file["search"], name)
+            cells = [" ".join(f"{k} {r[k]:g}" for k in chosen) + f": {r['final']:.3f}" for r in rows]
+            print(f"- {name}: " + ", ".join(f"**{c}**" if {k: r[k] for k in chosen} == chosen else c for c, r in zip(cells, rows)))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        fail("interrupted: run the same command again, finished lives are kept")
+    except (OSError, ValueError) as e:
+        fail(str(e))
