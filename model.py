@@ -128,34 +128,53 @@ class Block(nn.Module):
         last = len(config.ranks) - 1
         self.levels = nn.ModuleList(Level(config, r, mlp=(i == last)) for i, r in enumerate(config.ranks))
 
-    def convolve(self, h, pos, past=None):
-        """h (B, T, n_embd), pos (B, T). past: this block's part of the cache; it is written in place."""
+    def convolve(self, h, at, past=None):
+        """h (B, T, n_embd). past: this block's part of the cache, written in place at `at` (B, T)."""
         if not self.config.conv:
             return h
         x, taps, T = self.norm_conv(h), self.config.conv - 1, h.shape[1]
         if past is None:
             x = F.pad(x, (0, 0, taps, 0))
         else:                                                        # the cache keeps taps zeros before position 0
-            past["x"][rows_of(pos), pos + taps] = x.to(past["x"].dtype)
-            before = pos[:, :1] + torch.arange(taps, device=h.device)
-            x = past["x"][rows_of(pos), torch.cat([before, pos + taps], 1)]
+            past["x"][rows_of(at), at + taps] = x.to(past["x"].dtype)
+            before = at[:, :1] + torch.arange(taps, device=h.device)
+            x = past["x"][rows_of(at), torch.cat([before, at + taps], 1)]
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
 
-    def attend(self, h, pos, turn, past=None, mask=None):
+    def attend(self, h, at, turn, past=None, mask=None, end=None):
         c, (B, T, _) = self.config, h.shape
-        q, k, v = self.qkv(self.norm(h)).view(B, T, 3, c.n_head, c.head_dim).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)           # (B, H, T, D)
+        qkv = self.qkv(self.norm(h)).view(B, T, 3 * c.n_head, c.head_dim).transpose(1, 2)
+        qk, v = qkv.split([2 * c.n_head, c.n_head], 1)               # (B, 2H, T, D) and (B, H, T, D)
         if c.qk_norm:
-            q, k = F.rms_norm(q, (c.head_dim,)), F.rms_norm(k, (c.head_dim,))
+            qk = F.rms_norm(qk, (c.head_dim,))
         if c.rope:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+            qk = rotate(qk, *turn)
+        q, k = qk.chunk(2, 1)
         if past is not None:
-            past["k"][rows_of(pos), :, pos] = k.transpose(1, 2).to(past["k"].dtype)
-            past["v"][rows_of(pos), :, pos] = v.transpose(1, 2).to(past["v"].dtype)
-            k, v = past["k"][:, :, :mask.shape[-1]], past["v"][:, :, :mask.shape[-1]]
+            past["k"][rows_of(at), :, at] = k.transpose(1, 2).to(past["k"].dtype)
+            past["v"][rows_of(at), :, at] = v.transpose(1, 2).to(past["v"].dtype)
+            k, v = past["k"][:, :, :end], past["v"][:, :, :end]
         scale = c.head_dim ** -0.5 * (2.0 if c.qk_norm else 1.0)    # normalised q, k alone cannot attend sharply enough
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        if past is not None and "before" in past:
+            y = attend_behind(q, k, v, mask, past["before"], scale)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
         return h + self.proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+def attend_behind(q, k, v, mask, before, scale):
+    """Attention where every n rows have one prefix in common, which is not copied for each of them.
+
+    q (P*n, H, T, D); before: k, v (P, H, S, D) of the prefixes; k, v (P*n, H, L, D) of the rows' own tokens; mask
+    (P*n, 1, T, S+L) for both, 0 or -inf. One softmax over both. Returns (P*n, H, T, D).
+    """
+    (P, H, S, D), (N, _, T, _) = before[0].shape, q.shape
+    together = lambda t: t.view(P, N // P, H, T, -1).transpose(1, 2).reshape(P, H, N // P * T, -1)     # the rows of a prefix
+    apart = lambda t: t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
+    q = q * scale
+    scores = torch.cat([apart(together(q) @ before[0].mT), q @ k.mT], -1) + mask             # the mask is float32 at least
+    p = scores.softmax(-1).to(v.dtype)
+    return apart(together(p[..., :S]) @ before[1]) + p[..., S:] @ v
 
 
 def rows_of(pos):
@@ -205,19 +224,23 @@ class GPT(nn.Module):
         end = T if cache is None else cache["max"] + T
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit a context of {self.config.block_size}: shorten the text")
-        mask = None
+        at, mask, own = pos, None, None
         if cache is not None:
-            mask = (torch.arange(end, device=idx.device) <= pos[:, :, None])[:, None]           # (B, 1, T, end)
+            at, own = pos - cache["start"][:, None], end - cache["before"]                      # without a shared prefix
+            mask = (torch.arange(own, device=idx.device) <= at[:, :, None])[:, None]            # (B, 1, T, own)
+            if "shared" in cache:
+                mask = torch.cat([cache["shared"].expand(-1, -1, T, -1), mask], -1)
+                mask = torch.zeros(mask.shape, device=idx.device).masked_fill(~mask, -torch.inf)
         h = self.wte(idx)
         if self.wpe is not None:
             h = h + self.wpe(pos)
         turn = angles(pos[:1] if cache is None else pos, self.config.head_dim, h) if self.config.rope else None
         for i, block in enumerate(self.blocks):
             past = None if cache is None else cache["blocks"][i]
-            h = block.convolve(h, pos, past)
+            h = block.convolve(h, at, past)
             if i == 0:
                 choice = self.route(h, pos, cache, lengths, extra, gate)
-            h = block.attend(h, pos, turn, past, mask)
+            h = block.attend(h, at, turn, past, mask, own)
             for level, expert in zip(block.levels, choice):
                 h = level(h, expert)
         if cache is not None:
@@ -366,8 +389,8 @@ def new_cache(model, batch, length):
     blocks = [{"k": like.new_zeros(batch, c.n_head, length, c.head_dim), "v": like.new_zeros(batch, c.n_head, length, c.head_dim),
                "x": like.new_zeros(batch, length + max(c.conv - 1, 0), c.n_embd)} for _ in range(c.n_layer)]
     none = torch.full((batch, 1), -1, device=model.device)
-    return {"blocks": blocks, "len": torch.zeros(batch, dtype=torch.long, device=model.device), "max": 0,
-            "fired": none, "unit": none.clamp(min=0)}
+    zero = torch.zeros(batch, dtype=torch.long, device=model.device)
+    return {"blocks": blocks, "len": zero, "start": zero, "max": 0, "before": 0, "fired": none, "unit": none.clamp(min=0)}
 
 
 def take_rows(cache, rows, room=0):
@@ -379,7 +402,21 @@ def take_rows(cache, rows, room=0):
         new.narrow(dim, 0, t.shape[dim]).copy_(t[rows])
         return new
     blocks = [{"k": pad(b["k"], 2), "v": pad(b["v"], 2), "x": pad(b["x"], 1)} for b in cache["blocks"]]
-    return {"blocks": blocks, "max": cache["max"], **{k: cache[k][rows] for k in ("len", "fired", "unit")}}
+    return {"blocks": blocks, **{k: cache[k] for k in ("max", "before")},
+            **{k: cache[k][rows] for k in ("len", "start", "fired", "unit")}}
+
+
+def behind(model, cache, n, room):
+    """A new cache of n rows behind each row of `cache`, with room for more tokens: they read it where it lies."""
+    many = torch.arange(len(cache["len"]), device=model.device).repeat_interleave(n)
+    new, taps = new_cache(model, len(many), room), max(model.config.conv - 1, 0)
+    border = cache["len"][:, None] + torch.arange(taps, device=model.device)
+    for own, old in zip(new["blocks"], cache["blocks"]):
+        own["x"][:, :taps] = old["x"][rows_of(border), border][many]  # the convolution looks back over the border
+        own["before"] = [old[k][:, :, :cache["max"]] for k in "kv"]
+    shared = torch.arange(cache["max"], device=model.device) < cache["len"][:, None]
+    return {**new, "max": cache["max"], "before": cache["max"], "shared": shared[many][:, None, None],
+            **{k: cache[k][many] for k in ("len", "fired", "unit")}, "start": cache["len"][many]}
 
 
 def pad_rows(rows, device="cpu", fill=0):
@@ -418,7 +455,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
     cache = new_cache(model, *ids.shape) if cache is None else take_rows(cache, slice(None), ids.shape[1])
     h = model.hidden(ids, cache=cache, lengths=lengths, extra=once, gate=gate)
     logits = model.logits(h[torch.arange(len(prompts), device=model.device), lengths - 1])[many]
-    cache = take_rows(cache, many, max_new)
+    cache = behind(model, cache, n, max_new) if n > 1 else take_rows(cache, slice(None), max_new)
     state = torch.zeros(len(many), dtype=torch.long, device=model.device)
     done = torch.zeros(len(many), dtype=torch.bool, device=model.device)
     stops = torch.tensor(list(stop), dtype=torch.long, device=model.device)
@@ -438,7 +475,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
         if trie is not None:
             state = torch.where(done, state, trie[state, token])
         out.append(torch.where(done, -1, token))
-        done = done | torch.isin(token, stops)
+        done = done | (token[:, None] == stops).any(1)
         if step == max_new - 1 or (step % 8 == 7 and bool(done.all())):            # one look at the device in eight steps
             break
         logits = model.logits(model.hidden(token[:, None], cache=cache, extra=extra, gate=gate)[:, 0])

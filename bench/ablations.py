@@ -9,7 +9,7 @@ Which ingredient of sleep matters? Lives with one ingredient taken away or chang
 Tables 1 and 3 (lower halves) and the question of Figure 4 of Language Models Need Sleep (arXiv 2606.03979), on the embedded
 world. All lives of a seed start from the same pretrained base and meet the same people; differences are paired by seed.
 Where nothing is seen in the default life, the *regimes* look for it where it should show: few quizzes, short nights, a self
-that reads badly, no gate, 24 dreams a night. Regimes were set on seed 101, which is not among the seeds.
+that reads badly, 24 dreams a night. Regimes were set on seed 101, which is not among the seeds.
 """
 import json
 import os
@@ -34,12 +34,11 @@ PARTS = {  # ingredients of a night that are taken away; in a life of their own,
     "no dreaming": ["--dream=0"],
     "no curriculum": ["--curriculum=0"],
 }
-REGIMES = {  # name: (nights, flags, what takes the place of "--dream=0" so that the steps stay as many)
-    "default": (2, [], ["--dream=0", "--seed_steps=240"]),
-    "few quizzes": (1, ["--views=2", "--quizzes=1"], ["--dream=0", "--seed_steps=240"]),
-    "short nights": (1, ["--seed_steps=35", "--dream_steps=15"], ["--dream=0", "--seed_steps=50"]),
-    "poor reader": (1, ["--pretrain_steps=300"], ["--dream=0", "--seed_steps=240"]),
-    "no gate": (2, ["--gate=0"], ["--dream=0", "--seed_steps=240"]),
+REWARDS = {"lexical reward only": ["--gamma=0"], "semantic reward only": ["--gamma=1"]}
+REGIMES = {  # name: (flags, those of "no dreaming" there, so that the steps stay as many)
+    "few quizzes": (["--views=2", "--quizzes=1"], ["--dream=0", "--seed_steps=240"]),
+    "short nights": (["--seed_steps=35", "--dream_steps=15"], ["--dream=0", "--seed_steps=50"]),
+    "poor reader": (["--pretrain_steps=300"], ["--dream=0", "--seed_steps=240"]),
 }
 BUDGET = ["--budget=24", "--dream_steps=0"]
 
@@ -50,26 +49,21 @@ def lives():
 
     def add(group, against, nights, rows):
         found.update({name: (group, nights, more, against) for name, more in rows.items()})
-    add("ingredients", "sleep", 3, {
-        "no expansion": ["--expand=0"], "no gate": ["--gate=0"], "no replay": ["--replay=0"]})
     add("ingredients", "sleep", 2, {
-        "lexical reward only": ["--gamma=0"], "semantic reward only": ["--gamma=1"], "reverse KL": ["--divergence=reverse"],
-        "JSD": ["--divergence=jsd", "--divergence_on=jsd"],
-        "gradient norm": ["--select=norm", "--truth=0"],
-        "random expert": ["--random_expert=1"], "no writer": ["--writer=0"]})
-    for regime, (nights, base, dreamless) in REGIMES.items():
-        if regime in ("few quizzes", "short nights", "poor reader"):
-            add(regime, None, nights, {regime: base})
-        add(regime if base else "ingredients", regime if base else "sleep", nights, {
-            name + (f" ({regime})" if base else ""): base + (dreamless if name == "no dreaming" else more)
-            for name, more in PARTS.items() if regime != "no gate" or name in ("SFT instead of KL", "no on-policy steps", "no dreaming")})
+        "no expansion": ["--expand=0"], "no gate": ["--gate=0"], "no replay": ["--replay=0"], **PARTS,
+        "no dreaming": ["--dream=0", "--seed_steps=240"],            # as many steps in all
+        "reverse KL": ["--divergence=reverse"], "JSD": ["--divergence=jsd", "--divergence_on=jsd"]})
     add("24 dreams", None, 2, {"24 dreams": BUDGET})
     add("24 dreams", "24 dreams", 2, {
-        "gradient norm (24 dreams)": [*BUDGET, "--select=norm", "--truth=0"],
-        "random selection (24 dreams)": [*BUDGET, "--select=random", "--truth=0"],
-        "random expert (24 dreams)": [*BUDGET, "--random_expert=1"], "no writer (24 dreams)": [*BUDGET, "--writer=0"]})
-    add("levels", "sleep", 6, {f"period {p}": [f"--period={p}"] for p in (2, 6)})
-    add("rank", "sleep", 2, {f"rank {r}": [f"--rank={r}"] for r in (4, 8, 64)})
+        name + " (24 dreams)": BUDGET + more for name, more in {
+            "gradient norm": ["--select=norm", "--truth=0"], "random selection": ["--select=random", "--truth=0"],
+            "random expert": ["--random_expert=1"], "no writer": ["--writer=0"]}.items()})
+    for regime, (base, dreamless) in REGIMES.items():
+        add(regime, None, 1, {regime: base})
+        add(regime, regime, 1, {f"{name} ({regime})": base + (dreamless if name == "no dreaming" else more)
+                                for name, more in {**PARTS, **REWARDS}.items()})
+    add("levels", "sleep", 4, {"every 2 nights": ["--period=2"], "every 4 nights": ["--period=4"]})
+    add("rank", "sleep", 1, {f"rank {r}": [f"--rank={r}"] for r in (4, 64)})
     return found
 
 
@@ -185,7 +179,8 @@ def main(argv):
     done = {(r["life"], r["seed"]) for r in file["runs"]}
     todo = [(n, s) for n in o.only for s in o.seeds if (n, s) not in done]
     first = [(n, s) for n, s in todo if base_of(n, s, o) is None]     # these make the bases of the others
-    minutes = sum((0.35 if o.quick else 0.4) * (2 if o.quick else LIVES[n][1]) + 1.2 * (base_of(n, s, o) is None) for n, s in todo)
+    nights = sum(2 if o.quick else LIVES[n][1] for n, _ in todo)
+    minutes = 0.4 * nights + 1.2 * len(first)
     print(f"{len(todo)} lives to live, {o.jobs} at a time. Expect about {minutes / o.jobs:.0f} minutes on {o.jobs} quiet cores.",
           flush=True)
     file["command"] = " ".join(["python bench/ablations.py", *map(shlex.quote, argv)])

@@ -4,8 +4,8 @@ A life on real text: CLINC150, class by class. `python sleep.py --data=clinc150 
 A day is 1,500 sentences of 15 new intents: too long for the context. So the fast level of model.py learns the day by gradient
 steps while awake ([S] Eq. 2); at night the self imagines sentences for each new intent, and from those alone a new expert of
 the slow level is distilled; then the fast level is reset. What is new here is not a name, so the router listens to the topic
-of a whole text instead of three tokens (ours): linear detectors drawn from dreams of all intents seen, old ones dreamt by
-the experts that know them. No sentence of an earlier day is kept anywhere.
+of a whole text instead of three tokens (ours): a Gaussian for each intent, heard by day. No sentence of an earlier day is kept
+anywhere, only these means and one covariance.
 """
 import copy
 import json
@@ -105,19 +105,33 @@ def topic(model, ids, lengths):
     return model.features((F.normalize(model.wte(ids), dim=-1) * here[..., None]).sum(1))
 
 
-def topic_detectors(x, label, shrink=0.1):
-    """Linear discriminants of dreamt texts: x (N, d) topics, label (N,) in 0..K-1 -> keys (K, d), bias (K,).
+@torch.no_grad()
+def hear(model, enc, heard, rows):
+    """Add the labels of rows [(text, label)] to what the router has heard: {labels, means (K, d), cov (d, d)}, changed in place.
 
-    One Gaussian a label with a shared covariance (shrunk to its mean variance): z_k = mu_k' S^-1 x - mu_k' S^-1 mu_k / 2, the
-    loudest detector is the nearest mean by Mahalanobis distance. Closed form: nothing to tune, nothing to forget.
+    A Gaussian a label with one covariance for all: the mean of the labels' own covariances, kept up one label at a time, as InCA
+    does (arXiv 2412.15563). No text is kept.
     """
-    onehot = F.one_hot(label).to(x)
-    mean = (onehot.T @ x) / onehot.sum(0)[:, None].clamp_min(1)
-    rest = x - mean[label]
-    cov = rest.T @ rest / len(x)
-    cov = (1 - shrink) * cov + shrink * cov.trace() / len(cov) * torch.eye(len(cov), device=x.device)
-    keys = torch.linalg.solve(cov, mean.T).T
-    return keys, -0.5 * (keys * mean).sum(1)
+    by_label = {}
+    for text, label in rows:
+        by_label.setdefault(label, []).append(enc.encode_ordinary(text))
+    for label, texts in by_label.items():
+        x, n = topic(model, *pad_rows(texts, model.device)), len(heard.setdefault("labels", []))
+        spread = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
+        heard["cov"] = (n * heard["cov"] + spread) / (n + 1) if n else spread
+        heard["means"] = torch.cat([heard["means"], x.mean(0)[None]]) if n else x.mean(0)[None]
+        heard["labels"].append(label)
+
+
+def topic_detectors(means, cov, shrink=0.1):
+    """Linear discriminants of what was heard: means (K, d), cov (d, d) -> keys (K, d), bias (K,).
+
+    z_k = mu_k' S^-1 x - mu_k' S^-1 mu_k / 2, S the covariance shrunk to its mean variance: the loudest detector is the nearest
+    mean by Mahalanobis distance. Closed form: nothing to tune, nothing to forget.
+    """
+    S = (1 - shrink) * cov + shrink * cov.trace() / len(cov) * torch.eye(len(cov), device=cov.device, dtype=cov.dtype)
+    keys = torch.linalg.solve(S, means.T).T
+    return keys, -0.5 * (keys * means).sum(1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,39 +190,37 @@ def imagine(model, enc, labels, n, who, longest):
     return [(s, label) for s, label in zip(text, [label for label in labels for _ in range(n)]) if s]
 
 
-def class_night(a, model, enc, old_stages, new, day, bar):
-    """Wake and sleep of one day of new intents. day: its documents; they are seen by the fast level only. Returns a log.
+def class_night(a, model, enc, old_stages, new, day, heard, bar):
+    """Wake and sleep of one day of new intents. day: its (text, label)s, seen by the fast level and the router, by day only.
 
-    Night: from the teacher, the self whose fast level holds the day, dreams of the new intents are distilled into a new expert
-    of the slow level; then all seen intents are dreamt again, each by the self that knows it, and from these dreams the topic
-    detectors are drawn anew. The fast level is reset.
+    heard: what the router has heard so far (see `hear`), from the base's own text on. Night: from the teacher, the self whose fast
+    level holds the day, dreams of the new intents are distilled into a new expert of the slow level; the fast level is reset.
+    a.dreamt_topics (ablation): nothing is heard by day; every night all seen intents are dreamt again, each by the expert that
+    knows it, and the router hears these dreams. Returns a log.
     """
     bar.set_description_str("awake")
-    wake = study(model, model.unlock(FAST), day, {FAST: 0}, a.wake_steps, LR, bar)
+    docs = lambda rows: [C.document(enc, text, label, first) for text, label in rows for first in (True, False)]
+    wake = study(model, model.unlock(FAST), docs(day), {FAST: 0}, a.wake_steps, LR, bar)
     model.settle(FAST)
     bar.set_description_str("dreaming")
-    teacher = clone(model)
+    teacher, expert, stages = clone(model), len(old_stages) - 1, [*old_stages, new]
     dreams = imagine(teacher, enc, new, a.class_dreams, {FAST: 0}, a.class_tokens)
     model.reset(FAST)
     bar.set_description_str("seeding")
-    expert = len(old_stages) - 1
-    docs = [C.document(enc, text, label, first) for text, label in dreams for first in (True, False)]
-    slept = study(model, model.unlock(SLOW, seed=expert), docs, {SLOW: expert}, a.class_steps, LR, bar,
+    slept = study(model, model.unlock(SLOW, seed=expert), docs(dreams), {SLOW: expert}, a.class_steps, LR, bar,
                   teacher=(teacher, {FAST: 0}))
     model.settle(SLOW)
-    bar.set_description_str("router")
-    stages, texts, owners = [*old_stages, new], [], []
-    for i, labels in enumerate(stages):
-        again = dreams if i == expert + 1 else imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {},
-                                                            a.class_tokens)
-        texts += [(text, len(owners) + labels.index(label)) for text, label in again]
-        owners += [i - 1] * len(labels)
-    ids, lengths = pad_rows([enc.encode_ordinary(text) for text, _ in texts], model.device)
-    keys, bias = topic_detectors(topic(model, ids, lengths), torch.tensor([k for _, k in texts], device=model.device))
+    if a.dreamt_topics:
+        heard.clear()
+        for i, labels in enumerate(old_stages):
+            hear(model, enc, heard, imagine(model, enc, labels, a.class_replay, {SLOW: i - 1} if i else {}, a.class_tokens))
+    hear(model, enc, heard, dreams if a.dreamt_topics else day)
+    at = {label: i for i, label in enumerate(heard["labels"])}
+    keys, bias = topic_detectors(heard["means"], heard["cov"])
     model.keys, model.bias, model.owner = model.keys[:0], model.bias[:0], model.owner[:0]
-    for i in range(-1, expert + 1):
-        mine = torch.tensor([o == i for o in owners], device=model.device)
-        model.attach(keys[mine], bias[mine], SLOW, i)
+    for i, labels in enumerate(stages):                              # detector k belongs to the k-th label of all stages
+        mine = [at[label] for label in labels]
+        model.attach(keys[mine], bias[mine], SLOW, i - 1)
     return {"wake_loss": wake, "sleep_loss": slept, "dreams": len(dreams)}
 
 
@@ -268,19 +280,21 @@ def live(a):
         sleep.save(base_path, base)
 
     def sleep_life():
-        model, R, nights = copy.deepcopy(base), [], []
+        model, R, nights, heard = copy.deepcopy(base), [], [], {}
         if a.resume and os.path.isfile(path):
             model, state = sleep.load(path, a.torch_device)
-            R, nights = state["R"], state["nights"]
+            R, nights, heard = state["R"], state["nights"], state["heard"]
+        if not heard:
+            hear(base, enc, heard, texts)
         R = R or [exam_all(model, enc, rows, stages, 0)]
         for i in range(len(R), len(stages)):
             sleep.reseed(a, "night", i)
             t = time.time()
             with bar_of(a.wake_steps + a.class_steps, "night") as b:
-                log = class_night(a, model, enc, stages[:i], stages[i], docs(stages[i]), b)
+                log = class_night(a, model, enc, stages[:i], stages[i], C.rows_of(data, "train", stages[i]), heard, b)
             nights.append({**log, "seconds": time.time() - t})
             R.append(exam_all(model, enc, rows, stages, i, routed=True))
-            sleep.save(path, model, R=R, nights=nights)
+            sleep.save(path, model, R=R, nights=nights, heard=heard)
             print(f"  night {i}: {len(stages[i])} new intents {R[-1][i]:.3f}, all {sum(map(len, stages[:i + 1]))} seen so far "
                   f"{over_all(R[-1], stages):.3f}", flush=True)
         return R, {"nights": nights, "params_before": base.n_params(), "params_after": model.n_params()}

@@ -75,7 +75,8 @@ FLAGS = {  # name: (default, allowed: words, or the least and the greatest numbe
     "class_steps": (300, SOME, "distillation steps of the night"),
     "class_dreams": (160, SOME, "sentences dreamt for each new intent"),
     "class_tokens": (24, SOME, "tokens of a dreamt sentence at most"),
-    "class_replay": (60, SOME, "sentences dreamt for each old intent, for the router"),
+    "dreamt_topics": (0, SWITCH, "1: the router hears dreams of all intents every night, not the day's text by day"),
+    "class_replay": (60, SOME, "sentences dreamt for each old intent, with --dreamt_topics=1"),
     # levels
     "period": (0, COUNT, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
     "rank_slow": (96, (1, 16384), "rank of a slow expert"),

@@ -17,8 +17,8 @@ def test_topic_detectors_are_the_nearest_mean_by_mahalanobis():
     torch.manual_seed(0)
     x, label = torch.randn(90, 5, dtype=torch.float64), torch.arange(90) % 3
     x = x @ torch.randn(5, 5, dtype=torch.float64) + 2 * label[:, None]
-    keys, bias = clinc150.topic_detectors(x, label, shrink=0.0)
     mean = torch.stack([x[label == k].mean(0) for k in range(3)])
+    keys, bias = clinc150.topic_detectors(mean, (x - mean[label]).T @ (x - mean[label]) / 90, shrink=0.0)
     inverse = torch.linalg.inv((x - mean[label]).T @ (x - mean[label]) / 90)
     y = torch.randn(50, 5, dtype=torch.float64) * 4
     gap = y[:, None] - mean

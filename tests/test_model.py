@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Config, clone, from_pretrained, generate, new_cache, pad_rows, prefill, read_safetensors, \
+from model import GPT, Config, behind, clone, from_pretrained, generate, new_cache, pad_rows, prefill, read_safetensors, \
     take_rows, widen
 
 V = 40
@@ -324,6 +324,23 @@ def test_a_shared_prefix_serves_several_rows(style):
         for i, row in enumerate(rows):
             whole = torch.tensor([prefixes[row] + more[i].tolist()])
             close(out[i], model(whole)[0, -8:])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_rows_behind_a_prefix_read_it_where_it_lies(style):
+    model = lively(**STYLES[style])
+    prefixes, extra = [tokens(n).tolist() for n in (9, 1, 4)], torch.tensor([1, 1, -1, -1, 0, 0])
+    for kw in ({}, {"gate": False}, {"extra": {1: extra}}):
+        once = {"extra": {1: extra[::2]}} if "extra" in kw else kw
+        cache, _ = prefill(model, prefixes, **once)
+        for cuts in ([8], [1] * 8, [3, 1, 4]):                       # the prefix stays as it was and serves again
+            rows, more = behind(model, cache, 2, room=8), tokens(6, 8)
+            out = torch.cat([model(part, cache=rows, **kw) for part in more.split(cuts, 1)], 1)
+            for i in range(6):
+                who = {"extra": {1: extra[i:i + 1]}} if "extra" in kw else kw
+                close(out[i], model(torch.tensor([prefixes[i // 2] + more[i].tolist()]), **who)[0, -8:])
+            assert all(a.data_ptr() == b["k"].data_ptr() for a, b in
+                       ((own["before"][0], old) for own, old in zip(rows["blocks"], cache["blocks"])))
 
 
 def test_too_long_a_text_is_refused():
