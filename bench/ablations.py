@@ -183,7 +183,8 @@ def main(argv):
     minutes = 0.4 * nights + 1.2 * len(first)
     print(f"{len(todo)} lives to live, {o.jobs} at a time. Expect about {minutes / o.jobs:.0f} minutes on {o.jobs} quiet cores.",
           flush=True)
-    file["command"] = " ".join(["python bench/ablations.py", *map(shlex.quote, argv)])
+    shown = [shlex.quote(w) for w in argv if not w.startswith(("--work", "--result"))]
+    file["command"] = " ".join(["python bench/ablations.py", *shown])
     start, bar = time.time(), tqdm(total=len(todo), unit="life", mininterval=1.0)
     with ThreadPoolExecutor(o.jobs) as pool:
         for wave in (first, [x for x in todo if x not in first]):

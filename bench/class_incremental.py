@@ -40,6 +40,7 @@ from data.bpe import encoding, train_bpe
 from data.flags import COUNT, RATE, SOME, SWITCH, TEXT
 from model import GPT, Config, chunked_divergence, clone, from_pretrained, pad_rows
 
+LONGEST = 96                                                          # tokens kept of a text
 VALIDATION = 101                                                      # class order and base of the search
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "data": ("clinc150", tuple(topics.SETS), "which set"),
@@ -55,10 +56,10 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "rows": (0, COUNT, "exam rows of a stage at most; 0: all"),
     "base_steps": (1200, SOME, "training steps of the base, 32 documents each"),
     "base_lr": (0.03, RATE, "its peak learning rate (Muon; two thirds of it for AdamW)"),
-    "steps": (250, SOME, "steps of a day: sleep's fast level, and every baseline"),
-    "class_steps": (300, SOME, "distillation steps of sleep's night"),
-    "class_dreams": (160, SOME, "sentences dreamt for each new class"),
-    "class_replay": (60, SOME, "sentences dreamt for each old class"),
+    "steps": (120, SOME, "steps of sleep's fast level by day, 32 documents each"),
+    "class_steps": (150, SOME, "distillation steps of sleep's night; a baseline takes those of day and night together"),
+    "class_dreams": (80, SOME, "sentences dreamt for each new class"),
+    "class_replay": (30, SOME, "sentences dreamt for each old class, by those who dream of them"),
     "quick": (False, SWITCH, "2 seeds, 2 days, small"),
     "table": (False, SWITCH, "print the tables of the result file and stop"),
 }
@@ -107,10 +108,10 @@ def loss_on(model, docs):
 
 
 def learn(s, model, loss_of, lr):
-    """All weights down loss_of(), Muon and AdamW as for the base."""
-    opts = sleep.optimizers(model.requires_grad_(True), lr, lr * 2 / 3)
-    for step in range(s.o.steps):
-        sleep.descend(model, opts, loss_of(), rate(step, s.o.steps))
+    """All weights down loss_of(), Muon and AdamW as for the base; as many steps as sleep takes by day and by night."""
+    opts, steps = sleep.optimizers(model.requires_grad_(True), lr, lr * 2 / 3), s.o.steps + s.o.class_steps
+    for step in range(steps):
+        sleep.descend(model, opts, loss_of(), rate(step, steps))
         s.bar.update(1)
     model.requires_grad_(False)
 
@@ -171,7 +172,7 @@ def lwf(s, model, day, memory, lr):
 def remembered(s, model):
     """What the self imagines for every class it knew this morning, as documents (called up class by class: LAMOL, 1909.03329)."""
     known = [label for stage in s.stages[:s.night] for label in stage]
-    return both_ways(s, imagine(model, s.enc, known, max(1, s.o.class_replay // 2), {}, s.longest))
+    return both_ways(s, imagine(model, s.enc, known, s.o.class_replay, {}, s.longest))
 
 
 def generative_replay(s, model, day, memory, lr):
@@ -317,17 +318,20 @@ def beginning(o, seed, split):
         exams = [random.Random(seed).sample(e, min(o.rows, len(e))) for e in exams]
     s = SimpleNamespace(o=o, seed=seed, split=split, data={k: {x: have(k, x) for st in stages for x in st} for k in data},
                         stages=stages, exams=exams, night=0, bar=None, longest=24 if o.data != "dbpedia" else 48)
-    s.base_day = {label: have("train", label) for label in stages[0]}
-    s.base_rows = rows_of(s.base_day)
     s.a = SimpleNamespace(seed=seed)
     if o.init_from == "scratch":
-        s.enc = encoding(train_bpe([t for t, _ in s.base_rows] + stages[0], 2048), o.data)
-        config = Config(vocab_size=s.enc.n_vocab, block_size=128, n_head=4, n_embd=128, d_ff=512, ranks=(32, 128, 128))
+        s.enc = encoding(train_bpe([t for label in stages[0] for t in have("train", label)] + stages[0], 2048), o.data)
+        config = Config(vocab_size=s.enc.n_vocab, block_size=192, n_head=4, n_embd=128, d_ff=512, ranks=(32, 128, 128))
         model = lambda: GPT(config)
     else:
         s.enc = sleep.tokenizer(SimpleNamespace(init_from=o.init_from))
         model = lambda: from_pretrained(o.init_from, (32, 128, 128), extra_tokens=4)
-    s.new_model = model
+    s.new_model, short = model, lambda t: s.enc.decode(s.enc.encode_ordinary(t)[:LONGEST])   # rare names have many tokens
+    for split, rows in s.data.items():
+        s.data[split] = {label: [short(t) for t in texts] for label, texts in rows.items()}
+    s.exams = [[(short(t), label) for t, label in e] for e in s.exams]
+    s.base_day = {label: s.data["train"][label] for label in stages[0]}
+    s.base_rows = rows_of(s.base_day)
     path = os.path.join(o.work, f"{name_of(o, 'base', seed)}.pt")
     if os.path.isfile(path):
         s.base, _ = sleep.load(path)
@@ -362,9 +366,10 @@ def life(s, method, knobs):
                 night(s, model, day, memory, **knobs)
                 seconds.append(round(time.process_time() - t, 1))
                 R.append(exam(s, model, memory, s.night))
-    found = metrics(R, s.exams) if method != "joint" else {"final": overall(R[-1], s.exams)}
+    curve = [overall(row, s.exams) for row in R]                     # all classes seen so far, a number a night
+    found = metrics(R, s.exams) if method != "joint" else {"final": curve[-1]}
     return {"method": method, "seed": s.seed, "split": s.split, "keeps": keeps, **knobs, **found, "R": R,
-            "parameters": model.n_params(), "seconds": round(time.time() - start, 1),
+            "over_nights": curve, "parameters": model.n_params(), "seconds": round(time.time() - start, 1),
             "cpu_a_night": round(mean(seconds), 1) if method != "joint" else None}
 
 

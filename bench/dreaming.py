@@ -2,7 +2,7 @@
 When choosing matters: nights that may learn from 24 dreams only. Which selection finds the useful ones, and does the writer
 learn?
 
-    python bench/dreaming.py      about 10 minutes of one CPU core; needs the bases of bench/ablate.py (or --bases=...)
+    python bench/dreaming.py      about 10 minutes of one CPU core; needs the bases of bench/ablations.py (or --bases=...)
 
 useful: a correct question-and-answer about a person of the day (judged here, with the world; no night ever sees this). share of
 all dreams written, share of the 24 chosen, and the recall they buy, for every night. -> bench/results/dreaming.json
@@ -77,7 +77,7 @@ def life(flags, base, world, number, nights, enc, marks):
     return rows
 
 
-def main(seeds="1,2,3", nights="3", bases="out-ablate/sleep-{}/base.pt", threads="1",
+def main(seeds="1,2,3", nights="3", bases="out-ablations/sleep-{}/base.pt", threads="1",
          result=os.path.join(ROOT, "bench/results/dreaming.json")):
     torch.set_num_threads(int(threads))
     enc = W.load_tokenizer()

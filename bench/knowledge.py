@@ -20,7 +20,7 @@ import os
 import random
 import sys
 import time
-from statistics import mean, stdev
+from statistics import mean
 from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -31,6 +31,7 @@ from tqdm import tqdm
 import seed as seeding
 import sleep
 from bench import baselines as B
+from bench.stats import interval, pm
 from data import flags, store
 from data import world as W
 from data.flags import COUNT, SWITCH, TEXT
@@ -52,7 +53,6 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "table": (False, SWITCH, "print the tables of the result file and stop"),
 }
 QUICK = {"seeds": "1,2", "nights": 2, "tokens": 10_000, "search": 0, "pretrain_steps": 500}
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}   # Student's t, two-sided
 
 
 def fail(message):
@@ -95,12 +95,6 @@ def metrics(R, before=None, ahead=None):
             if ahead is not None:
                 m["FWT"] = mean(ahead[j] - before[j] for j in range(1, T))
     return m
-
-
-def interval(values):
-    """Mean and half-width of the 95 % confidence interval (Student's t; more than 10 values: a little too wide)."""
-    n = len(values)
-    return mean(values), T95.get(n - 1, 2.262) * stdev(values) / n ** 0.5 if n > 1 else float("nan")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -366,11 +360,6 @@ def main(argv):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Tables
-
-def pm(values, digits=3):
-    values = [v for v in values if v is not None]
-    return "" if not values else f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
 
 def tables(file):
     """Markdown: all lives (mean ± standard deviation over seeds), paired differences in ACC to sleep, and the search."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.table import after, pm
+from bench.ablations import after
+from bench.stats import pm
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
