@@ -63,11 +63,111 @@ def tables():
     known = {"ablations.json": ablations.tables, "knowledge.json": knowledge.tables, "dreaming.json": dreaming,
              "clinc150.json": clinc_life, **{f"classes-{name}.json": class_incremental.tables for name in topics.SETS},
              "faults.json": faults}
+    print("# What replicates\n\n" + "\n".join(claims()))
     for name, show in known.items():
         file = read(name)
         if file:
             print(f"\n# {name}: {file.get('command', '')}")
             show(file)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What replicates: claim, the paper's number, ours, verdict, command
+
+PAPER = "n = 1 / n = 200 passages, SQuAD, Table 3"
+ABLATE, KNOW = "`python bench/ablations.py`", "`python bench/knowledge.py`"
+CLAIMS = [  # (claim, the paper's number, how ours is found, command). ablate: lives without it; against: rivals of sleep
+    ("Sleep keeps what fine-tuning loses", f"48.1 / 44.3 against 33.4 / 32.0 ({PAPER})", ("against", "sft"), KNOW),
+    ("Sleep is better than SEAL", f"48.1 / 44.3 against 46.7 / 43.2 ({PAPER})", ("against", "seal"), KNOW),
+    ("Sleep is better than GRPO", "79.2 against 76.4 (AIME-24, Qwen3-8B, Table 2)", ("against", "grpo"), KNOW),
+    ("Sleep is better than OPSD, self-distillation without expansion", "79.2 against 76.6 (Table 1)", ("against", "opsd"), KNOW),
+    ("Test-time training is no substitute", "80 against 10 (few-shot ARC, Table 4)", ("against", "ttt"), KNOW),
+    ("Expansion helps", "79.2, without 78.2 (Table 1)", ("ablate", "no expansion"), ABLATE),
+    ("Imitation helps", "79.2, without 76.8 (Table 1)", ("ablate", "no imitation"), ABLATE),
+    ("The semantic reward helps", "79.2, without 78.9; 69.0, without 69.2 (Table 1)", ("ablate", "lexical reward only"), ABLATE),
+    ("Dreaming helps", f"48.9 / 46.2, without 35.7 / 36.2 ({PAPER})", ("ablate", "no dreaming"), ABLATE),
+    ("Choosing dreams by the norm of their gradient helps", f"48.9 / 46.2, without 47.1 / 45.2 ({PAPER})",
+     ("pair", "gradient norm (24 dreams)", "random selection (24 dreams)"), ABLATE),
+    ("One random expert while dreaming helps", f"48.9 / 46.2, without 48.0 / 44.7 ({PAPER})",
+     ("pair", "random expert (24 dreams)", "24 dreams"), ABLATE),
+    ("More memory levels help", f"2 levels 48.1 / 44.3, 4 levels 48.9 / 46.2 ({PAPER}; Figure 4)", ("levels",), ABLATE),
+    ("Class-incremental: sleep is better than EWC and InCA", "in this order on all three sets (Figure 3)", ("classes",),
+     "`python bench/class_incremental.py`"),
+    ("Replay dreams of the old self (ours: the paper replays, too)", "not ablated", ("ablate", "no replay"), ABLATE),
+    ("A gate (ours)", "an open router", ("ablate", "no gate"), ABLATE),
+]
+
+
+def gap(differences):
+    """".99 ± .01": mean and 95 % half-width, without the zeros before the points."""
+    m, half = stats.interval(differences)
+    return f"{m:+.3f} ± {half:.3f}".replace("+0.", "+.").replace("-0.", "−.").replace("± 0.", "± .")
+
+
+def said(differences):
+    """The verdict where the paper says that these differences are above zero."""
+    m, half = stats.interval(differences)
+    return "yes" if m - half > 0 else "**the reverse**" if m + half < 0 else "**no effect seen**"
+
+
+def measured(how, files):
+    """(ours, verdict) of one claim, or None where it has not been measured."""
+    kind, *names = how
+    if kind == "against" and files["knowledge.json"]:
+        runs = {(r["method"], r["seed"]): r for r in files["knowledge.json"]["runs"]}
+        seeds = [s for m, s in runs if m == names[0] and ("sleep", s) in runs]
+        if len(seeds) > 1:
+            mine, theirs = ([runs[m, s]["ACC"] for s in seeds] for m in ("sleep", names[0]))
+            d = [a - b for a, b in zip(mine, theirs)]
+            return f"ACC after 7 days {mean(mine):.3f} against {mean(theirs):.3f}: {gap(d)}", said(d)
+    if kind in ("ablate", "pair", "levels") and files["ablations.json"]:
+        found = ablations.by_life(files["ablations.json"])
+        if kind == "ablate":                                         # in the default life and in every regime
+            parts, verdicts = [], []
+            for name, (group, _, _, against) in ablations.LIVES.items():
+                if (name == names[0] or name.startswith(names[0] + " (")) and name in found and against in found:
+                    d = ablations.differences(found, name, min(len(r["R"]) for r in found[name].values()), "ACC")
+                    if len(d) > 1:
+                        parts.append(f"{'default life' if against == 'sleep' else group} {gap(d)}")
+                        verdicts.append(stats.verdict(d).split(":")[0])
+            if parts:
+                whole = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(dict.fromkeys(verdicts)) + ", see left"
+                return "without it: " + ", ".join(parts), "yes" if whole == "helps" else f"**{whole}**"
+        if kind == "pair" and all(n in found for n in names):
+            last = lambda r: ablations.after(r, 2)["ACC"]
+            d = [last(found[names[0]][s]) - last(found[names[1]][s]) for s in found[names[0]] if s in found[names[1]]]
+            if len(d) > 1:
+                return f"ACC, {names[0]} minus {names[1]}: {gap(d)}", said(d)
+        if kind == "levels":
+            rows = [(n, ablations.differences(found, n, 4, "ACC")) for n in ablations.LIVES
+                    if ablations.LIVES[n][0] == "levels" and n in found]
+            rows = [(n, d) for n, d in rows if len(d) > 1]
+            if rows:
+                ours = ", ".join(f"moved into a slower one {n} {gap(d)}" for n, d in rows)
+                return f"against nightly experts that stay: {ours}", "; ".join(dict.fromkeys(said(d) for _, d in rows))
+    if kind == "classes":
+        parts, verdicts = [], []
+        for name in topics.SETS:
+            runs = {(r["method"], r["seed"]): r["final"] for r in (files[f"classes-{name}.json"] or {"runs": []})["runs"]}
+            for rival in ("ewc", "inca"):
+                d = [runs["sleep", s] - x for (m, s), x in runs.items() if m == rival and ("sleep", s) in runs]
+                if len(d) > 1:
+                    parts.append(f"{name}: sleep minus {rival} {gap(d)}")
+                    verdicts.append(f"{rival}: {said(d)}")
+        if parts:
+            return ", ".join(parts), "; ".join(dict.fromkeys(verdicts))
+    return None
+
+
+def claims():
+    """The table of the README, a row a claim."""
+    files = {name: read(name) for name in ("ablations.json", "knowledge.json", *(f"classes-{n}.json" for n in topics.SETS))}
+    head = ["claim", "the paper", "ours (95 % interval, paired by seed)", "does it replicate?", "command"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for claim, paper, how, command in CLAIMS:
+        ours, verdict = measured(how, files) or ("not measured yet", "")
+        rows.append(f"| {claim} | {paper} | {ours} | {verdict} | {command} |")
+    return rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,7 +237,7 @@ def forest(plt, file, path):
         fill = "k" if abs(m) > half else "w"
         ax.errorbar(m, y, xerr=half, fmt="o", color="k", markersize=5, markerfacecolor=fill, capsize=2, lw=1)
     ax.axvline(0, color="0.6", lw=0.8)
-    ax.set(yticks=range(len(rows)), xlabel="ACC without it (or with it changed), minus ACC with it; paired by seed, 95 % interval")
+    ax.set(yticks=range(len(rows)), xlabel="ACC without it (or changed) minus ACC with it; paired by seed, 95 % interval")
     ax.set_yticklabels([f"{name}, {nights}" for name, _, _, nights in reversed(rows)], fontsize=7)
     fig.savefig(path, dpi=110)
     print(path)
