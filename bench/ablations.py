@@ -52,16 +52,16 @@ def lives():
     add("ingredients", "sleep", 2, {
         "no expansion": ["--expand=0"], "no gate": ["--gate=0"], "no replay": ["--replay=0"], **PARTS,
         "no dreaming": ["--dream=0", "--seed_steps=240"],            # as many steps in all
-        "reverse KL": ["--divergence=reverse"], "JSD": ["--divergence=jsd", "--divergence_on=jsd"]})
+        "reverse KL": ["--divergence=reverse"]})
     add("24 dreams", None, 2, {"24 dreams": BUDGET})
     add("24 dreams", "24 dreams", 2, {
         name + " (24 dreams)": BUDGET + more for name, more in {
             "gradient norm": ["--select=norm", "--truth=0"], "random selection": ["--select=random", "--truth=0"],
             "random expert": ["--random_expert=1"], "no writer": ["--writer=0"]}.items()})
     for regime, (base, dreamless) in REGIMES.items():
+        parts = {**PARTS, **(REWARDS if regime == "few quizzes" else {}), "no dreaming": dreamless}
         add(regime, None, 1, {regime: base})
-        add(regime, regime, 1, {f"{name} ({regime})": base + (dreamless if name == "no dreaming" else more)
-                                for name, more in {**PARTS, **REWARDS}.items()})
+        add(regime, regime, 1, {f"{name} ({regime})": base + more for name, more in parts.items()})
     add("levels", "sleep", 4, {"every 2 nights": ["--period=2"], "every 4 nights": ["--period=4"]})
     add("rank", "sleep", 1, {f"rank {r}": [f"--rank={r}"] for r in (4, 64)})
     return found

@@ -412,18 +412,18 @@ def main(argv):
     os.makedirs(o.work, exist_ok=True)
     settings = {k: getattr(o, k) for k in ("data", "days", "rows", "base_steps", "steps", "class_steps", "class_dreams",
                                            "class_replay")}
-    file = {"command": "", **settings, "init_from": "scratch" if o.init_from == "scratch" else "gpt2", "threads": o.threads,
-            "device": "cpu", "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "search": [], "runs": [],
-            "references": []}
+    settings["base"] = "scratch" if o.init_from == "scratch" else "gpt2"
+    file = {"command": "", **settings, "threads": o.threads, "device": "cpu", "search": [], "runs": [], "references": [],
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
     if os.path.isfile(o.result):
         with open(o.result) as f:
             file = json.load(f)
         other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
         if other:
             fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
-    hidden = ("--work", "--result", "--data_dir")                    # where things lie on this machine is nobody's business
+    hidden = ("--work", "--result", "--data_dir", "--init_from")     # where things lie on this machine is nobody's business
     file["command"] = " ".join(["python bench/class_incremental.py", *(w for w in argv if not w.startswith(hidden)),
-                                "--data_dir=FOLDER"])
+                                "--data_dir=FOLDER", *(["--init_from=FOLDER"] if settings["base"] == "gpt2" else [])])
     save = lambda: store.write_json(o.result, file)
     done = {(r["method"], r["seed"]) for r in file["runs"]}
     todo = [(m, n) for n in o.seeds for m in o.methods if (m, n) not in done]

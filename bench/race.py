@@ -23,8 +23,14 @@ PEERS = {"transformers": "pip install transformers", "trl": "pip install trl", "
 
 
 def clock(o):
-    """The wall's; with one CPU thread the processor's, which does not run while other jobs do."""
-    return time.process_time if o.device == "cpu" and o.threads == 1 else time.perf_counter
+    """The wall's; with one CPU thread the processor's, which does not run while other jobs do (its children's with it)."""
+    return process_time if o.device == "cpu" and o.threads == 1 else time.perf_counter
+
+
+def process_time():
+    """CPU seconds of this process and of the children it waited for."""
+    t = os.times()
+    return time.process_time() + t.children_user + t.children_system
 
 
 def seconds(o, run):

@@ -4,7 +4,7 @@ How fast: nanoSleep beside what one would pick instead, measured side by side on
     python bench/speed.py --threads=1                       every row: about 20 minutes of one CPU core
     python bench/speed.py --only=train,sample --quick       tiny sizes, to see that it runs
     python bench/speed.py --device=cuda --dtype=bfloat16    the same on a GPU, and 124M parameters at 1,024 tokens of context
-    more flags: --rounds=5  --seed=1  --base=out/base.pt (of sleep.py, for the row night)  --result=bench/results/speed.json
+    more flags: --rounds=5  --seed=1  --base=out/base.pt (of sleep.py, for night and life)  --result=bench/results/speed.json
 
 Competitors run in turn in one process on the same weights, data, dtype and threads; a time is the median of several rounds. With
 one CPU thread it is CPU time, so that other jobs on the machine hardly count. Nothing is installed: a missing peer is named with
@@ -15,7 +15,9 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -37,7 +39,8 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "only": ("", TEXT, "rows, with commas; none: all"), "quick": (False, SWITCH, "tiny sizes, to see that it runs"),
     "device": ("cpu", ("cpu", "cuda"), "where to compute"), "dtype": ("float32", ("float32", "bfloat16"), "number format"),
     "threads": (1, (1, 4096), "CPU threads"), "rounds": (5, SOME, "timed rounds; the median counts"), "seed": (1, COUNT, "seed"),
-    "base": ("out/base.pt", TEXT, "base of sleep.py, for the row night"),
+    "base": ("out/base.pt", TEXT, "base of sleep.py, for the rows night and life"),
+    "against": ("", TEXT, "folder of an older copy of nanoSleep, for the row life"),
     "result": ("", TEXT, "result file; none with --quick: nothing is written")}
 
 
@@ -262,6 +265,26 @@ def row_night(o):
                {k: lambda m=m: generate(m, [[marks.bos]], new, n=64) for k, m in lives.items()})
 
 
+def row_life(o):
+    """Two nights of the default life as a process, and where its seconds go; --against: beside an older copy of nanoSleep."""
+    if not os.path.isfile(o.base):
+        o.absent["life"] = f"no base at --base={o.base}: python sleep.py writes out/base.pt"
+        return
+    copies, goes = {"nanoSleep": ROOT, **({"an older copy": o.against} if o.against else {})}, {}
+    small = ["--seed_steps=3", "--dream_steps=2", "--replay_dreams=40"] if o.quick else []
+
+    def live(name, folder):
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "sleep.py", "--contrast=0", "--stop=2", f"--init_from={os.path.abspath(o.base)}",
+                       f"--threads={o.threads}", f"--device={o.device}", f"--out_dir={out}", *small]
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with open(os.path.join(out, "summary.json")) as f:
+                goes[name] = json.load(f)["seconds"]
+    line = race(o, "two nights of the default life, from a base", "faster than it was", 2, "nights/s",
+                {name: lambda n=name, f=folder: live(n, f) for name, folder in copies.items()}, o.rounds, 0)
+    yield {**line, "stages": {k: {x: t for x, t in v.items() if x not in ("pretrain", "total")} for k, v in goes.items()}}
+
+
 def row_past(o):
     """A closed-book answer after sleep, and the same with the whole past in context. Random weights: the time is the same."""
     enc, days, rng = W.load_tokenizer(), (1, 2) if o.quick else (1, 10, 100), random.Random(o.seed)
@@ -316,7 +339,7 @@ def main(argv):
     if os.path.isfile(o.result):
         with open(o.result) as f:
             stored = json.load(f)
-    kept = [w for w in argv if not w.startswith(("--only", "--result", "--base"))]
+    kept = [w for w in argv if not w.startswith(("--only", "--result", "--base", "--against"))]
     for name in tqdm(o.rows, desc="rows", leave=False, disable=None):
         o.absent, lines = {}, []
         for line in ROWS[name](o):

@@ -206,3 +206,21 @@ def test_bad_flags_get_one_line(words, says, capsys):
         K.main(words)
     err = capsys.readouterr().err
     assert e.value.code == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_gpt2_as_base(tmp_path, monkeypatch):
+    """--init_from: GPT-2's file, its tokenizer, learned positions and no convolution; days and nights as for any other base."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("safetensors")
+    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40, *topics.SETS["clinc150"][3:]))
+    folder = clinc_folder(tmp_path / "data", THINGS[:6])
+    enc = K.encoding(K.train_bpe([t for t, _ in K.rows_of(topics.read("clinc150", str(folder))["train"])], 300), "small")
+    config = transformers.GPT2Config(vocab_size=enc.n_vocab - 4, n_positions=160, n_embd=64, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(K.sleep, "tokenizer", lambda a: enc)
+    K.main([f"--data_dir={folder}", f"--work={tmp_path}/w", f"--result={tmp_path}/r.json", "--seeds=1", "--search=0", "--steps=2",
+            f"--init_from={tmp_path}/gpt2", "--base_lr=0.002", "--methods=sleep,sft", "--base_steps=3", "--class_steps=2",
+            "--class_dreams=2", "--class_replay=2"])
+    file = json.loads((tmp_path / "r.json").read_text())
+    assert {r["method"] for r in file["runs"]} == {"sleep", "sft"} and str(tmp_path) not in json.dumps(file)
+    assert all(len(r["R"]) == 2 and 0 <= r["final"] <= 1 for r in file["runs"])
