@@ -19,6 +19,7 @@ throw-away expert of its own (`unlock(level, n)`): n trials run in one batch, ea
 import torch
 import torch.nn.functional as F
 
+import team
 from model import generate, pad_rows
 from seed import closed_book, replay_drift, split_questions, subset, unpack
 
@@ -77,13 +78,14 @@ def importance(model, level, z, quiz, marks, select="cosine", chunk=128):
     N, device = len(z["ids"]), model.device
     if select == "random":
         return torch.rand(N, device=device)
-    parts = torch.arange(N, device=device).split(chunk)
-    g = torch.cat([gradients(model, level, subset(z, i), marks, i - i[0]) for i in parts])
-    if select == "norm":
-        return g.norm(dim=1)
-    if select != "cosine":
+    if select not in ("cosine", "norm"):
         raise ValueError(f"unknown selection {select!r}: choose cosine, norm or random")
-    return F.cosine_similarity(g, gradients(model, level, quiz, marks, torch.zeros_like(quiz["q"])))
+    asked = gradients(model, level, quiz, marks, torch.zeros_like(quiz["q"])) if select == "cosine" else None
+    w, mine = model.wte.weight.new_zeros(N), torch.arange(N, device=device)[team.mine()]
+    for i in mine.split(chunk) if len(mine) else ():
+        g = gradients(model, level, subset(z, i), marks, torch.arange(len(i), device=device))
+        w[i] = g.norm(dim=1) if asked is None else F.cosine_similarity(g, asked)
+    return team.total(w)
 
 
 def truthful(z, teach):
@@ -117,18 +119,20 @@ def trials(model, level, z, quiz, marks, steps=4, lr=0.01):
     N, Q = len(z["ids"]), len(quiz["ids"])
     params = model.unlock(level, N)
     first = model.blocks[0].levels[level].n_experts - N
-    who = first + torch.arange(N, device=model.device)
+    who, part = first + torch.arange(N, device=model.device), team.mine()
     opt = torch.optim.Adam(params, lr=lr)
     with torch.no_grad():
         before = dream_loss(model, quiz, marks, None).mean()
     for _ in range(steps):
         opt.zero_grad()
-        dream_loss(model, z, marks, {level: who}).sum().backward()
+        dream_loss(model, subset(z, part), marks, {level: who[part]}).sum().backward()
         opt.step()
+    gain = before.new_zeros(N)
     with torch.no_grad():
-        after = [dream_loss(model, quiz, marks, {level: who[i].expand(Q)}).mean() for i in range(N)]
+        for i in range(N)[part]:
+            gain[i] = before - dream_loss(model, quiz, marks, {level: who[i].expand(Q)}).mean()
     model.discard(level)
-    return before - torch.stack(after)
+    return team.total(gain)
 
 
 def rest_em(model, level, z, views, n_views, marks, reward, steps=16, lr=3e-3, batch=16):
@@ -150,13 +154,15 @@ def rest_em(model, level, z, views, n_views, marks, reward, steps=16, lr=3e-3, b
         start = torch.tensor([len(v) for v in text], device=model.device)
         at = torch.arange(1, ids.shape[1], device=model.device)
         keep = (at > start[:, None]) & (at < lengths[:, None])       # all behind the passage and the given <ask>
-        h = model.hidden(ids[:, :-1], extra={level: torch.zeros_like(start)}, gate=False)
-        loss = F.cross_entropy(model.logits(h[keep]).float(), ids[:, 1:][keep])
+        count, ids, keep = keep.sum(), ids[team.mine()], keep[team.mine()]
+        h = model.hidden(ids[:, :-1], extra={level: torch.zeros_like(ids[:, 0])}, gate=False)
+        loss = F.cross_entropy(model.logits(h[keep]).float(), ids[:, 1:][keep], reduction="sum") / count
         opt.zero_grad()
         loss.backward()
+        team.sum_gradients(params)
         opt.step()
     model.settle(level)
-    return float(loss.detach())
+    return float(team.total(loss.detach()))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+import team
+
 
 @dataclass
 class Config:
@@ -159,7 +161,7 @@ class Block(nn.Module):
             y = attend_behind(q, k, v, mask, past["before"], scale)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-        return h + self.proj(y.transpose(1, 2).reshape(B, T, -1))
+        return h + self.proj(y.transpose(1, 2).flatten(2))
 
 
 def attend_behind(q, k, v, mask, before, scale):
@@ -450,12 +452,15 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
     if not all(prompts):
         raise ValueError("an empty prompt: give at least the mark that begins a text")
     ids, lengths = pad_rows(prompts, model.device)
-    many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
+    rows, mine = len(prompts) * n, team.mine()
+    many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)[mine]
     once = {k: v.view(-1, n)[:, 0] for k, v in extra.items()} if extra else None
     cache = new_cache(model, *ids.shape) if cache is None else take_rows(cache, slice(None), ids.shape[1])
     h = model.hidden(ids, cache=cache, lengths=lengths, extra=once, gate=gate)
     logits = model.logits(h[torch.arange(len(prompts), device=model.device), lengths - 1])[many]
-    cache = behind(model, cache, n, max_new) if n > 1 else take_rows(cache, slice(None), max_new)
+    share, rest = divmod(n, team.SIZE)
+    cache = behind(model, cache, share, max_new) if share > 1 and not rest else take_rows(cache, many, max_new)
+    extra = {k: v[mine] for k, v in extra.items()} if extra else extra
     state = torch.zeros(len(many), dtype=torch.long, device=model.device)
     done = torch.zeros(len(many), dtype=torch.bool, device=model.device)
     stops = torch.tensor(list(stop), dtype=torch.long, device=model.device)
@@ -470,17 +475,17 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
             if top_k:
                 logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1]))[0][:, -1:], -torch.inf)
             cdf = logits.float().softmax(-1).cumsum(-1)              # one random number a row, not one a word
-            u = 1 - torch.rand(len(cdf), 1, generator=generator, device=cdf.device)        # in (0, 1]: p = 0 is never drawn
+            u = 1 - torch.rand(rows, 1, generator=generator, device=cdf.device)[mine]      # in (0, 1]: p = 0 is never drawn
             token = torch.searchsorted(cdf, u * cdf[:, -1:])[:, 0]
         if trie is not None:
             state = torch.where(done, state, trie[state, token])
         out.append(torch.where(done, -1, token))
         done = done | (token[:, None] == stops).any(1)
-        if step == max_new - 1 or (step % 8 == 7 and bool(done.all())):            # one look at the device in eight steps
+        if step == max_new - 1 or (step % 8 == 7 and not team.anyone(not done.all())):         # one look in eight steps
             break
         logits = model.logits(model.hidden(token[:, None], cache=cache, extra=extra, gate=gate)[:, 0])
     out = torch.stack(out, 1).tolist() if out else [[] for _ in many]
-    return [[t for t in row if t >= 0] for row in out]
+    return team.gather([[t for t in row if t >= 0] for row in out])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

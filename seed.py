@@ -21,6 +21,7 @@ from collections import Counter, defaultdict, namedtuple
 import torch
 import torch.nn.functional as F
 
+import team
 from model import chunked_divergence, clone, divergence, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
 
 Marks = namedtuple("Marks", "bos ask answer end")
@@ -47,7 +48,7 @@ def blank(model, marks):
 @torch.no_grad()
 def log_probs(model, ids, cache, row, gate=True, extra=None, chunk=128):
     """Yields (slice, (n, T-1, V) log-probabilities of ids[:, 1:] given the context in row[i] of the cache)."""
-    for i in range(0, len(ids), chunk):
+    for i in range(0, max(1, len(ids)), chunk):
         s = slice(i, i + chunk)
         part = {k: v[s] for k, v in extra.items()} if extra else None
         h = model.hidden(ids[s], cache=take_rows(cache, row[s], ids.shape[1]), gate=gate, extra=part)
@@ -109,10 +110,10 @@ def reader(teacher, cache, n_views=0, gate=False):
 
     n_views 0: a teacher without contexts (one blank row), whose own experts answer (gate=True).
     """
-    def teach(y):
+    def teach(y, part=slice(None)):
         view = torch.randint(max(1, n_views), y["passage"].shape, device=y["passage"].device)
         row = y["passage"] * n_views + view * (n_views > 0)
-        return torch.cat([lp for _, lp in log_probs(teacher, y["ids"], cache, row, gate=gate)])
+        return torch.cat([lp for _, lp in log_probs(teacher, y["ids"][part], cache, row[part], gate=gate)])
     return teach
 
 
@@ -351,6 +352,9 @@ def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, que
     if "wording" in z:
         where = F.pad(z["wording"][index][:, :-1], (1, 0, 0, n_forced))                      # closed_book shifts by one
         ids = mishear(ids, where, marks, student.config.vocab_size, MISHEARD)
+    count = z["has"][index].sum(), z["asks"][index[:n_forced]].sum()
+    ids, index = torch.cat([ids[:n][team.mine()], ids[n:][team.mine()]]), index[team.mine()]
+    n, n_forced = len(index), len(ids) - len(index)
     extra = None
     if level is not None:
         live = student.blocks[0].levels[level].n_experts - 1
@@ -365,10 +369,10 @@ def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, que
         loss = F.cross_entropy(student.logits(said), z["ids"][index][:, 1:].gather(1, at).flatten(), reduction="none")
     else:
         loss = chunked_divergence(said, student.wte.weight, z["target"][index].flatten(0, 1), kind, beta)
-    loss = (loss * has.flatten()).sum() / has.sum()
+    loss = (loss * has.flatten()).sum() / count[0]
     if level is not None:
         again = F.cross_entropy(student.logits(h[n:]).transpose(1, 2), z["ids"][index[:n_forced]][:, 1:], reduction="none")
-        again = (again * asks).sum() / asks.sum()
+        again = (again * asks).sum() / count[1]
         loss = loss + question_weight * again
     return loss
 
@@ -393,9 +397,12 @@ def leave_one_out(r, group):
     return (r - (r.sum(1, keepdim=True) - r) / (group - 1)).flatten()
 
 
-def policy_loss(log_p, mask, advantage):
-    """- mean over rollouts of advantage * log pi(y): its gradient is REINFORCE. log_p, mask (N, T), advantage (N,)."""
-    return -(advantage.detach() * (log_p * mask).sum(1)).mean()
+def policy_loss(log_p, mask, advantage, n=None):
+    """- mean over rollouts of advantage * log pi(y): its gradient is REINFORCE. log_p, mask (N, T), advantage (N,).
+
+    n: the number of rollouts of the whole team, if these are only a part of them.
+    """
+    return -(advantage.detach() * (log_p * mask).sum(1)).sum() / (n or len(log_p))
 
 
 def on_policy_loss(student, z, index, teach, marks, group, kind, beta, alpha, gamma, z0, max_new):
@@ -411,16 +418,19 @@ def on_policy_loss(student, z, index, teach, marks, group, kind, beta, alpha, ga
     many = [i for i in range(len(pick)) for _ in range(group)]
     passage = z["passage"][index].tolist()
     y = pack([(passage[i], asked[i], w) for i, w in zip(many, ys)], student.device)
-    teacher = teach(y)
-    h = student.hidden(closed_book(y, slice(None), marks))[:, 1:]
-    mask, to = y["answers"], y["ids"][:, 1:, None]
+    part, answers = team.mine(), y["answers"]
+    teacher = teach(y, part)
+    h = student.hidden(closed_book(y, part, marks))[:, 1:]
+    mask, to = answers[part], y["ids"][part, 1:, None]
     student_lp = F.log_softmax(student.logits(h).float(), -1)
-    r = rewards(ys, [right[i] for i in many], teacher.gather(2, to)[..., 0], mask, gamma, z0)
-    kl = divergence(teacher[mask], student_lp[mask], kind, beta).mean()
+    judge = team.gather(teacher.gather(2, to)[..., 0], len(ys))
+    r = rewards(ys, [right[i] for i in many], judge, answers, gamma, z0)
+    kl = divergence(teacher[mask], student_lp[mask], kind, beta).sum() / answers.sum()
     loss = alpha * kl
     if alpha < 1:
-        loss = loss + (1 - alpha) * policy_loss(student_lp.gather(2, to)[..., 0], mask, leave_one_out(r, group))
-    return loss, {"reward": r.mean(), "spread": r.view(-1, group).std(1).mean(), "kl": kl.detach()}
+        advantage = leave_one_out(r, group)[part]
+        loss = loss + (1 - alpha) * policy_loss(student_lp.gather(2, to)[..., 0], mask, advantage, len(ys))
+    return loss, {"reward": r.mean(), "spread": r.view(-1, group).std(1).mean(), "kl": team.total(kl.detach())}
 
 
 def replay_bank(teacher, dreams, marks, passage_weight=0.05, question_weight=0.3):
@@ -462,7 +472,7 @@ def rng_state():
     """All random-number generators a night draws from."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state()]
     return state
 
 
@@ -470,7 +480,7 @@ def set_rng(state):
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
 
 
 @torch.no_grad()
@@ -515,14 +525,15 @@ def distil(student, params, z, teach, marks, level=None, steps=220, lr=0.18, bat
                                             beta, alpha, gamma, z0, max_new)
         else:
             loss = off_policy_loss(student, z, index, marks, level, divergence, beta)
-            seen_now = {"loss": loss.detach()}
+            seen_now = {"loss": team.total(loss.detach())}
         for k, v in seen_now.items():
             seen[k] = [*seen.get(k, []), v][-20:]
         if bank is not None:
             some = torch.multinomial(bank["draw"], 16, replacement=True)
-            loss = loss + replay_weight * replay_drift(student, bank, head, some).mean()
+            loss = loss + replay_weight * replay_drift(student, bank, head, some[team.mine()]).sum() / len(some)
         for p, g in zip(params, torch.autograd.grad(loss, params)):
             p.grad = g
+        team.sum_gradients(params)
         muon(params, momenta, lr * min(1.0, (step + 1) / warmup) * (1 - 0.95 * step / steps))
         if bar is not None:
             bar.update(1)
