@@ -9,6 +9,7 @@ sleep.py: the life of a language model that sleeps. Flat, in the order of the pi
     python sleep.py --days=21 --period=5               a longer one: nightly experts are consolidated every five nights
     python sleep.py --resume --out_dir=out             go on after an interruption
     python sleep.py --ask="Where does Ada Bram live?"  question a saved model
+    torchrun --nproc_per_node=4 sleep.py               four processes live one life (team.py)
     python sleep.py --help                             every flag
 """
 import copy
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 import dream
 import seed as seeding
+import team
 from data import store
 from data import world as W
 from data.bpe import SPECIAL, encoding
@@ -44,11 +46,13 @@ STOP = []                           # a Ctrl-C was heard: the next `keep` saves 
 
 
 def pick_device(a):
-    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", 1))                # processes on this machine: every one needs a GPU of its own
+    found = {"cpu": True, "cuda": torch.cuda.is_available() and torch.cuda.device_count() >= each,
+             "mps": torch.backends.mps.is_available() and each == 1}
     if a.device == "auto":
         return torch.device("cuda" if found["cuda"] else "mps" if found["mps"] else "cpu")
     if not found[a.device]:
-        fail(f"--device={a.device}: there is none on this machine; use --device=cpu")
+        fail(f"--device={a.device}: there is none on this machine{f' for each of {each}' * (each > 1)}; use --device=cpu")
     return torch.device(a.device)
 
 
@@ -145,6 +149,7 @@ def descend(model, opts, loss, share, clip=1.0):
         for group in o.param_groups:
             group["lr"] = group["peak"] * share
     loss.backward()
+    team.sum_gradients(model.parameters())
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for o in opts:
         o.step()
@@ -172,9 +177,10 @@ def pretrain(a, model, enc, marks, world, progress=None, keep=lambda step, where
         docs = [document_ids(enc, marks, *W.document(world, rng, n_facts=rng.randint(*n), styles=styles),
                              weights=(0.2 * (rng.random() < 0.25), 0.6, 1.0)) for _ in range(16)]  # 1 passage in 4 suffices
         ids, weight = pad_documents(docs, model.device)
+        count, ids, weight = weight.sum(), ids[team.mine()], weight[team.mine()]
         scored = weight > 0
         logits = model.logits(model.hidden(ids[:, :-1])[scored])
-        loss = (F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none") * weight[scored]).sum() / weight.sum()
+        loss = (F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none") * weight[scored]).sum() / count
         descend(model, opts, loss, min(1.0, (step + 1) / 30) * min(1.0, (1 - f) / 0.5 + 0.02))
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
@@ -429,16 +435,18 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         t = time.time()
         state["before"] = {k: ask(v) for k, v in exams.items()}
         state["seconds"]["exam"] += time.time() - t
-    store.write(log_path, "".join(json.dumps(n) + "\n" for n in state["nights"]).encode())
+    note = lambda: store.write(log_path, "".join(json.dumps(n) + "\n" for n in state["nights"]).encode())
+    note()
 
     def keep(progress=None):
         """Save where the life stands: after every stage, every 60 steps inside one, and when someone wants to stop."""
+        stop = team.anyone(STOP)                                     # all stop at the same step
         if progress is not None:
-            if progress["step"] % EVERY and not STOP:
+            if progress["step"] % EVERY and not stop:
                 return
             progress["rng"] = seeding.rng_state()
         save(path, model, yesterday=yesterday.state_dict(), desk=desk, **state)
-        if STOP:
+        if stop:
             raise KeyboardInterrupt
 
     took = state["seconds"]
@@ -485,8 +493,7 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
         state["R"].append(row)
         state["nights"].append(morning)
         desk.clear()                                                 # the context is gone
-        with open(log_path, "a") as f:
-            f.write(json.dumps(morning) + "\n")
+        note()
         keep()
         bar.write(f"  {method} {i + 1:>2}: read {morning['in_context']:.2f} in context, next morning {row[i]:.2f} without it; "
                   f"all days {sum(row[:i + 1]) / (i + 1):.2f}, old {morning['old']:.2f}, reading {morning['reading']:.2f}")
@@ -500,7 +507,7 @@ def live(a, method, base, enc, marks, world, out_dir, seconds):
                "params_before": state["params_before"], "params_after": last["params"],
                "seconds": {k: round(v, 2) for k, v in took.items()},
                "command": a.command, "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-               "device": str(a.torch_device), "threads": torch.get_num_threads()}
+               "device": str(a.torch_device), "threads": torch.get_num_threads(), "processes": team.SIZE}
     store.write_json(os.path.join(out_dir, "summary.json"), summary)
     return summary
 
@@ -541,9 +548,10 @@ def born(a, enc, marks, world, half=None):
             mismatch(a.init_from, model.config.vocab_size - len(marks), enc.n_vocab - len(marks))
 
     def keep(step, where):
-        if half and (STOP or step % (2 * EVERY) == 0):
+        stop = team.anyone(STOP)
+        if half and (stop or step % (2 * EVERY) == 0):
             save(half, model, **where(), rng=seeding.rng_state())
-            if STOP:
+            if stop:
                 raise KeyboardInterrupt
     return pretrain(a, model.to(a.torch_device), enc, marks, world, progress, keep)
 
@@ -563,10 +571,12 @@ def tokenizer(a):
 
 
 def main(argv):
+    team.start()
     a = parse(argv, __doc__)
     if a.resume:                                                     # the flags of the life that was interrupted
         a = resumed(a, argv)
-    a.command = "python sleep.py " + " ".join(shlex.quote(w) for w in argv)
+    start = f"torchrun --nproc_per_node={team.SIZE}" if team.SIZE > 1 else "python"
+    a.command = f"{start} sleep.py " + " ".join(shlex.quote(w) for w in argv)
     a.torch_device = pick_device(a)
     if a.threads:
         torch.set_num_threads(a.threads)
@@ -576,6 +586,8 @@ def main(argv):
     # no cache: one context holds the whole life, and autocast's copies of the weights would never see them learn
     with torch.autocast(a.torch_device.type, torch.bfloat16, enabled=a.dtype == "bfloat16", cache_enabled=False):
         if a.data == "clinc150":
+            if team.SIZE > 1:
+                fail("--data=clinc150 is lived by one process: start it with python, not torchrun")
             from bench import clinc150                               # the life on real text is a chapter of its own
             return clinc150.live(a)
         enc = tokenizer(a)
@@ -619,7 +631,7 @@ def run(a, enc, marks):
         info["pretrain"] = time.time() - t
         save(base_path, base, **info)
         for name in (half, half + ".before"):
-            if os.path.exists(name):
+            if os.path.exists(name) and not team.RANK:
                 os.remove(name)
         print(f"pretrained {base.n_params():,} parameters in {info['pretrain']:.0f} s")
     beside = ("none", "sft") if a.contrast and a.method == "sleep" else ()
@@ -656,9 +668,13 @@ def guarded(argv):
         full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG)
         fail(f"{e}" + (" (what was saved is whole: make room, then --resume goes on from there)" if full else ""))
     except (RuntimeError, MemoryError) as e:
+        if team.broken(e):
+            fail("another process of the team has ended: go on with --resume and the same --out_dir")
         if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(e):
             fail("out of memory: lower --people, --quizzes, --replay_dreams, --n_layer or --n_embd")
         raise
+    finally:
+        team.end()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pickle
 
 import torch
 
+import team
+
 try:
     import fcntl                                                     # not on Windows: there, nobody watches for a second run
 except ImportError:
@@ -23,6 +25,8 @@ MAGIC = b"nanoSleep "
 
 def write(path, data, keep_old=False):
     """Bytes to a file, all or nothing: what was there stays until the new bytes are safe on the disk (then as FILE.before)."""
+    if team.RANK:                                                    # one writes for all
+        return
     try:
         with open(path + ".tmp", "wb") as f:
             f.write(data)
@@ -43,6 +47,8 @@ def write_json(path, data):
 
 def save(path, content):
     """A checkpoint of any nesting of tensors, numbers, words, lists, tuples and dicts; the one before it is kept."""
+    if team.RANK:
+        return
     buffer = io.BytesIO()
     torch.save(content, buffer)
     body = buffer.getvalue()
@@ -92,6 +98,8 @@ def lock(folder):
 
 def occupy(folder, resume=False):
     """Make a folder ours: no second run may write there, and an earlier life is kept under another name. Returns the lock."""
+    if team.RANK:
+        return None
     os.makedirs(folder, exist_ok=True)
     ours = lock(folder)
     if resume or not os.path.isfile(os.path.join(folder, "args.json")):
