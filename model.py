@@ -447,7 +447,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
     A prompt's keys and values are computed once and shared by its n samples. cache: a prefix of one row per prompt.
     temperature 0 is greedy. stop: ids that end a row (kept as its last token). trie: a table (states, V) of next states,
     -1 where a token is not allowed; its sequences end in a stop id. extra: {level: (len(prompts)*n,)} as in GPT.hidden, the same
-    for the n samples of a prompt.
+    for the n samples of a prompt. In a team (team.py) each process writes its share of the rows, and all get all of them.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: give at least the mark that begins a text")

@@ -108,7 +108,8 @@ def split_questions(rows, marks):
 def reader(teacher, cache, n_views=0, gate=False):
     """The teacher as a function: packed quizzes -> (N, T-1, V) log-probabilities, each given a random view of its passage.
 
-    n_views 0: a teacher without contexts (one blank row), whose own experts answer (gate=True).
+    n_views 0: a teacher without contexts (one blank row), whose own experts answer (gate=True). part: of which rows; the
+    views are drawn for all.
     """
     def teach(y, part=slice(None)):
         view = torch.randint(max(1, n_views), y["passage"].shape, device=y["passage"].device)
@@ -352,7 +353,7 @@ def off_policy_loss(student, z, index, marks, level, kind, beta, n_forced=8, que
     if "wording" in z:
         where = F.pad(z["wording"][index][:, :-1], (1, 0, 0, n_forced))                      # closed_book shifts by one
         ids = mishear(ids, where, marks, student.config.vocab_size, MISHEARD)
-    count = z["has"][index].sum(), z["asks"][index[:n_forced]].sum()
+    count = z["has"][index].sum(), z["asks"][index[:n_forced]].sum()  # of all rows; from here on, those of this process
     ids, index = torch.cat([ids[:n][team.mine()], ids[n:][team.mine()]]), index[team.mine()]
     n, n_forced = len(index), len(ids) - len(index)
     extra = None

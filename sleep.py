@@ -46,7 +46,7 @@ STOP = []                           # a Ctrl-C was heard: the next `keep` saves 
 
 
 def pick_device(a):
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", 1))                # processes on this machine: every one needs a GPU of its own
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", 1))                # processes on this machine: each needs a GPU of its own
     found = {"cpu": True, "cuda": torch.cuda.is_available() and torch.cuda.device_count() >= each,
              "mps": torch.backends.mps.is_available() and each == 1}
     if a.device == "auto":
@@ -183,7 +183,7 @@ def pretrain(a, model, enc, marks, world, progress=None, keep=lambda step, where
         loss = (F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none") * weight[scored]).sum() / count
         descend(model, opts, loss, min(1.0, (step + 1) / 30) * min(1.0, (1 - f) / 0.5 + 0.02))
         if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.2f}")
+            bar.set_postfix(loss=f"{team.total(loss.detach()).item():.2f}")
         keep(step + 1, lambda: {"step": step + 1, "documents": rng.getstate(), "opts": [o.state_dict() for o in opts]})
     return model
 

@@ -44,7 +44,7 @@ def member(rank, size, port, work, pipe):
         pipe.send_bytes(pickle.dumps((None, traceback.format_exc())))
 
 
-def of_a_team(work, size=2, limit=90):
+def of_a_team(work, size=2, limit=240):
     """[what work() returned in each of `size` forked processes that are a team]. None of them is left behind."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -103,7 +103,8 @@ def test_rows_are_shared_out_and_come_back_in_order(size):
         out, numbers = [], torch.arange(10.0).view(5, 2)
         for n in (5, 3, 1, 0):
             part = list(range(n))[team.mine()]
-            out.append((team.gather(part), team.gather(numbers[:n][team.mine()], n), len(part), float(team.total(torch.ones(n)[team.mine()].sum()))))
+            count = team.total(torch.ones(n)[team.mine()].sum())
+            out.append((team.gather(part), team.gather(numbers[:n][team.mine()], n), len(part), float(count)))
         with_grad, without = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))
         (with_grad * (team.RANK + 1)).sum().backward()
         team.sum_gradients([with_grad, without])
@@ -154,13 +155,34 @@ def test_the_losses_of_a_team_are_those_of_one(rows):
         return torch.cat([team.total(loss.detach()).view(1), *(p.grad.flatten() for p in params)])
 
     def work():
-        off = [learnt(seed.off_policy_loss(student, z, index, MARKS, 1, kind, 0.5, min(rows, 3))) for kind in ("forward", "sft")]
+        off = [learnt(seed.off_policy_loss(student, z, index, MARKS, 1, kind, 0.5, min(rows, 3)))
+               for kind in ("forward", "sft")]
         on, seen = seed.on_policy_loss(student, z, index, teach, MARKS, 4, "reverse", 0.5, 0.6, 0.5, 2, 8)
         return [*off, learnt(on), torch.stack([seen[k].double() for k in ("reward", "spread", "kl")])]
     alone = seeded(work)()
     assert all(t.abs().sum() > 0.1 for t in alone[0])
     for one in of_a_team(seeded(work)):
         assert one[1:] == alone[1:] and all(close(a, b, 1e-6) for a, b in zip(one[0], alone[0]))
+
+
+def test_steps_of_seeding_with_replay():
+    """Both kinds of steps and, as in a night without a gate, a loss on replay dreams; float64 weights after 12 steps."""
+    teacher = little(seed_=1).double()
+    teach = seed.reader(teacher, seed.blank(teacher, MARKS))
+    z = seed.with_targets(seed.pack(QUIZZES, "cpu"), [teach])
+    bank = seed.replay_bank(teacher, [[0, 11, 12, 1, 9, 2, 7, 3], [0, 1, 9, 2, 7, 3], [0, 5, 1, 6, 2, 3]], MARKS)
+
+    def work():
+        student = little().double()
+        params, saved = wide_awake(student), []
+        log = seed.distil(student, params, z, teach, MARKS, 1, steps=12, lr=0.02, batch=9, on_policy=0.6, late=0.3, bank=bank,
+                          head=teacher.wte.weight, keep=lambda progress: saved.append(progress["step"]))
+        return [*(p.detach() for p in params), torch.tensor([log[k] for k in sorted(log)])], sorted(log), saved
+    alone = seeded(work)()
+    assert alone[0][1] == ["kl", "loss", "reward", "spread"]
+    for one in of_a_team(seeded(work)):
+        assert one[1:] == alone[1:] and one[0][1:] == alone[0][1:]
+        assert all(close(a, b, 1e-5) for a, b in zip(one[0][0], alone[0][0]))
 
 
 @pytest.mark.parametrize("dreams", [5, 3, 1])
@@ -226,12 +248,12 @@ TINY = ["--n_layer=1", "--n_embd=64", "--n_head=2", "--days=1", "--people=2", "-
 
 
 def torchrun(*words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "sleep.py"), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "sleep.py")]
+    return subprocess.Popen([*launch, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def ended(p, limit=90):
+def ended(p, limit=240):
     """(exit code, stdout, stderr); whatever still runs after `limit` seconds is killed."""
     try:
         out, err = p.communicate(timeout=limit)
