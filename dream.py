@@ -19,7 +19,7 @@ throw-away expert of its own (`unlock(level, n)`): n trials run in one batch, ea
 import torch
 import torch.nn.functional as F
 
-import team
+from data import team
 from model import generate, pad_rows
 from seed import closed_book, replay_drift, split_questions, subset, unpack
 

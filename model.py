@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-import team
+from data import team
 
 
 @dataclass
@@ -170,7 +170,7 @@ def attend_behind(q, k, v, mask, before, scale):
     q (P*n, H, T, D); before: k, v (P, H, S, D) of the prefixes; k, v (P*n, H, L, D) of the rows' own tokens; mask
     (P*n, 1, T, S+L) for both, 0 or -inf. One softmax over both. Returns (P*n, H, T, D).
     """
-    (P, H, S, D), (N, _, T, _) = before[0].shape, q.shape
+    (P, H, S, _), (N, _, T, _) = before[0].shape, q.shape
     together = lambda t: t.view(P, N // P, H, T, -1).transpose(1, 2).reshape(P, H, N // P * T, -1)     # the rows of a prefix
     apart = lambda t: t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
     q = q * scale
@@ -322,7 +322,8 @@ class GPT(nn.Module):
                 if lev.n_experts and rank != lev.rank:
                     raise ValueError(f"the model holds experts of rank {lev.rank}, not {rank}: they cannot be mixed")
                 if rank != lev.rank:
-                    lev.rank, lev.A, lev.B = rank, lev.A.new_zeros(0, lev.A.shape[1], rank), lev.B.new_zeros(0, rank, lev.A.shape[1])
+                    d, lev.rank = self.config.n_embd, rank
+                    lev.A, lev.B = lev.A.new_zeros(0, d, rank), lev.B.new_zeros(0, rank, d)
         self.config.ranks = tuple(ranks)
 
     def reopen(self, level):

@@ -21,7 +21,7 @@ from collections import Counter, defaultdict, namedtuple
 import torch
 import torch.nn.functional as F
 
-import team
+from data import team
 from model import chunked_divergence, clone, divergence, generate, levenshtein, new_cache, pad_rows, prefill, take_rows
 
 Marks = namedtuple("Marks", "bos ask answer end")

@@ -30,8 +30,7 @@ from tqdm import tqdm
 
 import dream
 import seed as seeding
-import team
-from data import store
+from data import store, team
 from data import world as W
 from data.bpe import SPECIAL, encoding
 from data.flags import FLAGS, fail, parse, resumed

@@ -1,5 +1,5 @@
 """
-What a second process is worth (team.py): one life by one process, and the same life by two, one thread each.
+What a second process is worth (data/team.py): one life by one process, and the same life by two, one thread each.
 
     python bench/scale.py                         seven minutes of two CPU cores, in bench/results/scale.json
     python bench/scale.py --processes=1,2,4 --rounds=5
@@ -17,8 +17,10 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from bench.stats import pm                                           # noqa: E402
-from data.store import write_json                                    # noqa: E402
+from bench.stats import pm
+from data import flags
+from data.flags import SOME, TEXT
+from data.store import write_json
 
 
 def life(processes, out, *flags):
@@ -35,15 +37,23 @@ def life(processes, out, *flags):
     return cpu() - before, s["seconds"]["seed"] + s["seconds"]["dream"], s["R"]
 
 
-def main(processes="1,2", rounds="3", work="out-scale", result=os.path.join(ROOT, "bench/results/scale.json")):
-    rows, base = {}, ""
-    for n in map(int, processes.split(",")):
-        folder = lambda name: os.path.join(work, f"{time.time():.0f}-{name}-{n}")
+FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
+    "processes": ("1,2", TEXT, "how many, with commas"), "rounds": (3, SOME, "nights of each"),
+    "work": ("out-scale", TEXT, "folder of the lives"),
+    "result": (os.path.join(ROOT, "bench", "results", "scale.json"), TEXT, "result file")}
+
+
+def main(argv):
+    o, rows, base = flags.parse(argv, __doc__, FLAGS, "scale.py"), {}, ""
+    if not all(n.isdecimal() and int(n) for n in o.processes.split(",")):
+        flags.fail(f"--processes={o.processes}: expected whole numbers with commas between them", "scale.py")
+    for n in map(int, o.processes.split(",")):
+        folder = lambda name: os.path.join(o.work, f"{time.time():.0f}-{name}-{n}")
         out = folder("born")
         born, _, _ = life(n, out, "--method=none")
         base = base or f"--init_from={os.path.join(out, 'base.pt')}"     # the same base for all
         row = rows[n] = {"pretraining": [], "night": [], "night_wall": [], "R": []}
-        for i in range(int(rounds)):
+        for i in range(o.rounds):
             none, _, _ = life(n, folder(f"none{i}"), "--method=none", base)
             cpu, wall, R = life(n, folder(f"sleep{i}"), base)
             row["night"].append((cpu - none) / n)
@@ -52,10 +62,10 @@ def main(processes="1,2", rounds="3", work="out-scale", result=os.path.join(ROOT
         row["pretraining"].append((born - none) / n)
         print(f"{n} processes, CPU seconds of each: pretraining {pm(row['pretraining'], 1)}, a night {pm(row['night'], 1)} "
               f"({pm(row['night_wall'], 1)} by the clock)", flush=True)
-    write_json(result, {"command": f"python bench/scale.py --processes={processes} --rounds={rounds}", "processes": rows,
-                        "seed": 1, "device": "cpu", "threads": 1, "cores": os.cpu_count(), "load": os.getloadavg()[0],
-                        "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
+    write_json(o.result, {"command": f"python bench/scale.py --processes={o.processes} --rounds={o.rounds}", "processes": rows,
+                          "seed": 1, "device": "cpu", "threads": 1, "cores": os.cpu_count(), "load": os.getloadavg()[0],
+                          "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
 
 
 if __name__ == "__main__":
-    main(**dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:]))
+    main(sys.argv[1:])

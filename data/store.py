@@ -13,7 +13,7 @@ import pickle
 
 import torch
 
-import team
+from data import team
 
 try:
     import fcntl                                                     # not on Windows: there, nobody watches for a second run

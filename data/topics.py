@@ -1,4 +1,4 @@
-"""Real text with classes, for bench/class_incremental.py: CLINC150, DBpedia's 70 classes of level 2, Banking77; from a local folder.
+"""Real text with classes, from a local folder: CLINC150, DBpedia's 70 classes of level 2, Banking77 (bench/class_incremental.py).
 
 `load` returns the same for all of them: {split: {label: [texts]}} for the splits train, val and test, which share no row. Where
 a set has no validation split of its own, every tenth row of a class's training text becomes it, and is trained on by nobody.
@@ -60,14 +60,15 @@ def read(name, folder):
     if name == "clinc150":
         data = {s: {clinc.label_text(k): v for k, v in clinc.read_split(folder, s).items()} for s in clinc.SPLITS}
     else:
-        columns, mark, ending = (["text", "l1", "l2", "l3"], "\t", "tsv") if name == "dbpedia" else (["text", "category"], ",", "csv")
-        label = "l2" if name == "dbpedia" else "category"
+        columns, label, mark, ending = {"dbpedia": (["text", "l1", "l2", "l3"], "l2", "\t", "tsv"),
+                                        "banking77": (["text", "category"], "category", ",", "csv")}[name]
         data = {s: table(os.path.join(folder, f"{s}.{ending}"), columns, mark, "text", label, where) for s in ("train", "test")}
         data["val"] = {k: v[9::10] for k, v in data["train"].items() if len(v) > 9}
         data["train"] = {k: [t for i, t in enumerate(v) if i % 10 != 9] for k, v in data["train"].items()}
     strange = sorted(set(data["test"]) - set(data["train"]))
     if strange:
-        raise ValueError(f"{os.path.join(folder, files.split(', ')[-1])}: classes that the training file lacks: {', '.join(strange[:5])}")
+        path = os.path.join(folder, files.split(", ")[-1])
+        raise ValueError(f"{path}: classes that the training file lacks: {', '.join(strange[:5])}")
     cut = lambda text: " ".join(text.split()[:words])
     data = {s: {k: [cut(t) for t in texts] for k, texts in rows.items()} for s, rows in data.items()}
     seen = {t for texts in data["train"].values() for t in texts}     # a text that is in train is no test of anything

@@ -1,7 +1,5 @@
 """What the benches share: intervals and verdicts by hand, the lives of ablations.py, and the tables and figures of report.py."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,6 @@
 """Class-incremental learning on real text: the loaders, each method on a toy, the metrics by hand, and the real script."""
 import copy
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path

@@ -22,7 +22,7 @@ import dream
 import glyphs as G
 import seed
 import sleep
-import team
+from data import team
 from data import store
 from data import world as W
 from model import GPT, Config, clone, generate

@@ -1,5 +1,5 @@
 """
-team.py: several processes live one life (data parallelism). No chapter: skip it, and read every `team.` as if it were not there.
+Several processes live one life (data parallelism). Skip it at first, and read every `team.` as if it were not there.
 
     torchrun --nproc_per_node=4 sleep.py               every flag as before
 
