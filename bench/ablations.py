@@ -63,6 +63,7 @@ def lives():
         add(regime, None, 1, {regime: base})
         add(regime, regime, 1, {f"{name} ({regime})": base + more for name, more in parts.items()})
     add("levels", "sleep", 4, {"every 2 nights": ["--period=2"], "every 4 nights": ["--period=4"]})
+    add("more nights", "sleep", 5, {"no replay (more nights)": ["--replay=0"]})
     add("rank", "sleep", 1, {f"rank {r}": [f"--rank={r}"] for r in (4, 64)})
     return found
 
@@ -230,6 +231,12 @@ def differences(found, name, n, key):
     return [after(a, n)[key] - after(b, n)[key] for a, b in pairs]
 
 
+def judged(name, differences):
+    """The verdict on the ingredient that is missing in "no ..."; in all other lives on the change itself."""
+    v = stats.verdict(differences)
+    return v if name.startswith("no ") else v.replace("helps:", "worse by").replace("hurts:", "better by")
+
+
 def row(name, runs, n):
     cut = [after(r, n) for r in runs]
     cells = [stats.pm([c[k] for c in cut], 1 if k == "s/night" else 3) for k in cut[0] if k != "undone"]
@@ -249,14 +256,14 @@ def tables(file):
             runs = list(found.get(name, {}).values())
             if runs:
                 print(row(name, runs, min(len(r["R"]) for r in runs)))
-        print("\n| without | nights | ACC | old | reading | nights undone | verdict on ACC |\n|---|---|---|---|---|---|---|")
+        print("\n| life | nights | ACC | old | reading | nights undone | verdict on ACC |\n|---|---|---|---|---|---|---|")
         for name in names:
             n = min(len(r["R"]) for r in found[name].values())
             if LIVES[name][3] in found and differences(found, name, n, "ACC"):
                 d = [differences(found, name, n, k) for k in ("ACC", "old", "reading")]
                 cells = ["{:+.3f} ± {:.3f}".format(*stats.interval(x)) for x in d]
                 undone = sum(after(r, n)["undone"] for r in found[name].values())
-                print(f"| {name} | {n} | " + " | ".join(cells) + f" | {undone} | {stats.verdict(d[0])} |")
+                print(f"| {name} | {n} | " + " | ".join(cells) + f" | {undone} | {judged(name, d[0])} |")
 
 
 if __name__ == "__main__":
