@@ -12,7 +12,8 @@ from statistics import mean
 HERE = os.path.dirname(os.path.abspath(__file__))
 RESULTS = os.path.join(HERE, "results")
 sys.path.insert(0, os.path.dirname(HERE))
-from bench.table import after, pm
+from bench.ablations import after
+from bench.stats import pm
 NAMES = {"full": "full context", "truncation": "truncation", "hidden": "hidden states, all layers (Absorber)",
          "last layer": "hidden states, last layer", "logits": "token distributions (KL)", "labels": "cross-entropy on Y's labels",
          "ttt": "TTT on X", "ttt items": "TTT on X, item by item",
@@ -51,12 +52,12 @@ def by_method(found):
 def lives(runs):
     """{name: [life]}: absorb from this result file, the others from the default life's."""
     known = {"absorb": results(runs, "life")}
-    path = os.path.join(RESULTS, "week.json")
+    path = os.path.join(RESULTS, "ablations.json")
     if os.path.isfile(path):
         with open(path) as f:
             others = json.load(f)["runs"]
         for name in ("none", "sft", "sleep"):
-            known[name] = [r for r in others if r["variant"] == name]
+            known[name] = [r for r in others if r["life"] == name]
     return known
 
 
@@ -91,7 +92,7 @@ def tables(runs):
     if known["absorb"]:
         nights = min(len(r["R"]) for r in known["absorb"])
         print(f"\n## {nights} nights\n")
-        rows = {name: [{**after(r, nights), "more": r["nights"][nights - 1]["params"] - r["params_before"],
+        rows = {name: [{**after(r, nights), "more": r["params_after"] - r["params_before"],
                         "s/night": (r["seconds"]["seed"] + r["seconds"]["dream"]) / len(r["R"])} for r in some]
                 for name, some in known.items()}
         table(rows, {"recall": "recall next morning", "ACC": "ACC", "BWT": "BWT", "old": "old", "reading": "reading",

@@ -209,7 +209,7 @@ def life_picture(plt, lives, path):
     first = min(lives["sleep"], key=lambda r: r["seed"])
     heat_map(axes[0], first["R"], f"What is known (%), seed {first['seed']}")
     over_nights(axes[1], {name: [so_far(r["R"]) for r in runs] for name, runs in lives.items() if runs},
-                f"Days met so far ({len(lives['sleep'])} seed(s), band: all)")
+                f"Days met so far ({len(lives['sleep'])} seed{'s' * (len(lives['sleep']) > 1)}, band: all)")
     fig.savefig(path, dpi=110)
     print(path)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import ablations, report, stats
 from bench.ablations import after
 from bench.stats import pm
 
@@ -20,7 +21,7 @@ def cell(values):
 
 @pytest.mark.parametrize("name", ["sleep", "sft", "none"])
 def test_the_default_life(name):
-    lives = [r for r in json.loads((RESULTS / "week.json").read_text())["runs"] if r["variant"] == name]
+    lives = [r for r in json.loads((RESULTS / "ablations.json").read_text())["runs"] if r["life"] == name]
     cut = [after(r, 7) for r in lives]
     row = next(line for line in TEXT.splitlines() if line.replace("*", "").startswith(f"| {name} | "))
     cells = [c.strip() for c in row.replace("*", "").strip("|").split("|")][1:]
@@ -42,3 +43,37 @@ def test_every_file_and_script_it_names_is_there():
 def test_no_result_holds_the_path_of_a_machine():
     for path in RESULTS.glob("*.json"):
         assert not re.search(r"(?:^|[\s=\"])/(?:tmp|home|root|work|Users)/", path.read_text()), path
+
+
+def short(text):
+    """0.991 -> .991, - -> −, as the README writes numbers."""
+    return re.sub(r"(?<![0-9])0\.", ".", text).replace("-", "−")
+
+
+def test_what_replicates_is_the_table_of_report():
+    lines = TEXT.splitlines()
+    for row in report.claims():
+        assert row in lines, row
+
+
+def test_the_fair_fight():
+    runs = {}
+    for r in json.loads((RESULTS / "knowledge.json").read_text())["runs"]:
+        runs.setdefault(r["method"], {})[r["seed"]] = r["ACC"]
+    for name, acc in runs.items():
+        row = next(line for line in TEXT.splitlines() if re.match(rf"\| \**{name}\** \| (the|all|nothing)", line))
+        assert f"| {cell(list(acc.values()))} |" in row and len(acc) == 5
+        if name != "sleep":
+            gap = short("{:+.3f} ± {:.3f}".format(*stats.interval([runs["sleep"][s] - x for s, x in acc.items()])))
+            assert row.endswith(f"| {gap} |"), (row, gap)
+
+
+def test_every_ablation():
+    found = ablations.by_life(json.loads((RESULTS / "ablations.json").read_text()))
+    for name, (group, _, _, against) in ablations.LIVES.items():
+        if against in found and name in found:
+            n = min(len(r["R"]) for r in found[name].values())
+            d = ablations.differences(found, name, n, "ACC")
+            gap, word = short("{:+.3f} ± {:.3f}".format(*stats.interval(d))), short(ablations.judged(name, d))
+            rows = [line for line in TEXT.splitlines() if f"| {name.split(' (')[0]} | {n} |" in line and f"| {gap} |" in line]
+            assert len(d) == 5 and any(word in line for line in rows), (name, gap, word)
