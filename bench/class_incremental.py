@@ -407,14 +407,16 @@ def main(argv):
             fail(f"no results at {o.result}: run without --table first")
         with open(o.result) as f:
             return tables(json.load(f))
-    topics.read(o.data, o.data_dir)                                  # whatever is wrong with the files is said now
+    data = topics.read(o.data, o.data_dir)                           # whatever is wrong with the files is said now
     torch.set_num_threads(o.threads)
     os.makedirs(o.work, exist_ok=True)
     settings = {k: getattr(o, k) for k in ("data", "days", "rows", "base_steps", "steps", "class_steps", "class_dreams",
                                            "class_replay")}
     settings["base"] = "scratch" if o.init_from == "scratch" else "gpt2"
     file = {"command": "", **settings, "threads": o.threads, "device": "cpu", "search": [], "runs": [], "references": [],
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            "all_rows": {s: sum(map(len, rows.values())) for s, rows in data.items()},
+            "rows_a_class": [min(map(len, data["train"].values())), max(map(len, data["train"].values()))]}
     if os.path.isfile(o.result):
         with open(o.result) as f:
             file = json.load(f)
@@ -455,7 +457,9 @@ def tables(file):
     for r in file["runs"]:
         lives.setdefault(r["method"], {})[r["seed"]] = r
     columns = ["final", "average_incremental", "ACC", "base_kept", "BWT", "forgetting"]
-    print(f"\n{file['data']}, test rows, {len({r['seed'] for r in file['runs']})} seeds and class orders; mean ± standard deviation\n")
+    (few, many), rows, seeds = file["rows_a_class"], file["all_rows"], {r["seed"] for r in file["runs"]}
+    print(f"\n{file['data']}: {rows['train']:,} rows to learn from, {few} to {many} a class, {rows['test']:,} test rows; "
+          f"{len(seeds)} seeds and class orders; mean ± standard deviation\n")
     head = ["method", "keeps", "seeds", "all classes at the end", "average incremental", "ACC", "base kept", "BWT", "forgetting",
             "CPU s a night", "parameters", "sleep minus this, all classes"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")

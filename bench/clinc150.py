@@ -261,7 +261,7 @@ def live(a):
     rows = [C.rows_of(data, a.split, labels) for labels in stages]
     everything = [label for s in stages for label in s]
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
-          f"{torch.get_num_threads()} threads. Expect about 13 minutes on two CPU cores, and about 0.7 over all intents "
+          f"{torch.get_num_threads()} threads. Expect about 15 minutes on one busy CPU core, and about 0.8 over all intents "
           "after the last night.", flush=True)
     a.lock = store.occupy(a.out_dir, a.resume)
     if not a.resume:
