@@ -71,7 +71,7 @@ def test_the_fair_fight():
 def test_every_ablation():
     found = ablations.by_life(json.loads((RESULTS / "ablations.json").read_text()))
     for name, (group, _, _, against) in ablations.LIVES.items():
-        if against in found and name in found:
+        if len(found.get(name, ())) == len(found.get(against, ())) == 5:   # a life short of seeds is no result yet
             n = min(len(r["R"]) for r in found[name].values())
             d = ablations.differences(found, name, n, "ACC")
             gap, word = short("{:+.3f} ± {:.3f}".format(*stats.interval(d))), short(ablations.judged(name, d))
