@@ -143,7 +143,7 @@ class Block(nn.Module):
             x = past["x"][rows_of(at), torch.cat([before, at + taps], 1)]
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
 
-    def attend(self, h, at, turn, past=None, mask=None, end=None):
+    def attend(self, h, at, turn, past=None, mask=None, own=None):
         c, (B, T, _) = self.config, h.shape
         qkv = self.qkv(self.norm(h)).view(B, T, 3 * c.n_head, c.head_dim).transpose(1, 2)
         qk, v = qkv.split([2 * c.n_head, c.n_head], 1)               # (B, 2H, T, D) and (B, H, T, D)
@@ -155,28 +155,28 @@ class Block(nn.Module):
         if past is not None:
             past["k"][rows_of(at), :, at] = k.transpose(1, 2).to(past["k"].dtype)
             past["v"][rows_of(at), :, at] = v.transpose(1, 2).to(past["v"].dtype)
-            k, v = past["k"][:, :, :end], past["v"][:, :, :end]
+            k, v = past["k"][:, :, :own], past["v"][:, :, :own]
         scale = c.head_dim ** -0.5 * (2.0 if c.qk_norm else 1.0)    # normalised q, k alone cannot attend sharply enough
-        if past is not None and "before" in past:
-            y = attend_behind(q, k, v, mask, past["before"], scale)
+        if past is not None and "prefix" in past:
+            y = attend_behind(q, k, v, mask, past["prefix"], scale)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
         return h + self.proj(y.transpose(1, 2).flatten(2))
 
 
-def attend_behind(q, k, v, mask, before, scale):
+def attend_behind(q, k, v, mask, prefix, scale):
     """Attention where every n rows have one prefix in common, which is not copied for each of them.
 
-    q (P*n, H, T, D); before: k, v (P, H, S, D) of the prefixes; k, v (P*n, H, L, D) of the rows' own tokens; mask
+    q (P*n, H, T, D); prefix: k, v (P, H, S, D) of the prefixes; k, v (P*n, H, L, D) of the rows' own tokens; mask
     (P*n, 1, T, S+L) for both, 0 or -inf. One softmax over both. Returns (P*n, H, T, D).
     """
-    (P, H, S, _), (N, _, T, _) = before[0].shape, q.shape
+    (P, H, S, _), (N, _, T, _) = prefix[0].shape, q.shape
     together = lambda t: t.view(P, N // P, H, T, -1).transpose(1, 2).reshape(P, H, N // P * T, -1)     # the rows of a prefix
     apart = lambda t: t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
     q = q * scale
-    scores = torch.cat([apart(together(q) @ before[0].mT), q @ k.mT], -1) + mask             # the mask is float32 at least
+    scores = torch.cat([apart(together(q) @ prefix[0].mT), q @ k.mT], -1) + mask             # the mask is float32 at least
     p = scores.softmax(-1).to(v.dtype)
-    return apart(together(p[..., :S]) @ before[1]) + p[..., S:] @ v
+    return apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v
 
 
 def rows_of(pos):
@@ -228,7 +228,7 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens do not fit a context of {self.config.block_size}: shorten the text")
         at, mask, own = pos, None, None
         if cache is not None:
-            at, own = pos - cache["start"][:, None], end - cache["before"]                      # without a shared prefix
+            at, own = pos - cache["start"][:, None], end - cache["prefix"]                      # without a shared prefix
             mask = (torch.arange(own, device=idx.device) <= at[:, :, None])[:, None]            # (B, 1, T, own)
             if "shared" in cache:
                 mask = torch.cat([cache["shared"].expand(-1, -1, T, -1), mask], -1)
@@ -387,17 +387,21 @@ def clone(model):
 # Cache and sampling
 
 def new_cache(model, batch, length):
-    """Room for `length` tokens of `batch` rows: keys and values, the convolution's inputs, and the router's memory."""
+    """Room for `length` tokens of `batch` rows: keys and values, the convolution's inputs, and the router's memory.
+
+    len: tokens each row has read; max: the most of them; start, prefix: how many of these stand in a prefix (see `behind`).
+    """
     c, like = model.config, model.wte.weight
     blocks = [{"k": like.new_zeros(batch, c.n_head, length, c.head_dim), "v": like.new_zeros(batch, c.n_head, length, c.head_dim),
                "x": like.new_zeros(batch, length + max(c.conv - 1, 0), c.n_embd)} for _ in range(c.n_layer)]
     none = torch.full((batch, 1), -1, device=model.device)
     zero = torch.zeros(batch, dtype=torch.long, device=model.device)
-    return {"blocks": blocks, "len": zero, "start": zero, "max": 0, "before": 0, "fired": none, "unit": none.clamp(min=0)}
+    return {"blocks": blocks, "len": zero, "start": zero, "max": 0, "prefix": 0, "fired": none, "unit": none.clamp(min=0)}
 
 
 def take_rows(cache, rows, room=0):
-    """A new cache whose rows are cache[rows] (so one prefix can serve many rows), with room for more tokens."""
+    """A new cache whose rows are cache[rows] (so one prefix can serve many rows), with room for more tokens. Copies; the cache
+    must not stand behind another one."""
     def pad(t, dim):
         if not room:
             return t[rows]
@@ -405,8 +409,7 @@ def take_rows(cache, rows, room=0):
         new.narrow(dim, 0, t.shape[dim]).copy_(t[rows])
         return new
     blocks = [{"k": pad(b["k"], 2), "v": pad(b["v"], 2), "x": pad(b["x"], 1)} for b in cache["blocks"]]
-    return {"blocks": blocks, **{k: cache[k] for k in ("max", "before")},
-            **{k: cache[k][rows] for k in ("len", "start", "fired", "unit")}}
+    return {"blocks": blocks, "max": cache["max"], "prefix": 0, **{k: cache[k][rows] for k in ("len", "start", "fired", "unit")}}
 
 
 def behind(model, cache, n, room):
@@ -416,9 +419,9 @@ def behind(model, cache, n, room):
     border = cache["len"][:, None] + torch.arange(taps, device=model.device)
     for own, old in zip(new["blocks"], cache["blocks"]):
         own["x"][:, :taps] = old["x"][rows_of(border), border][many]  # the convolution looks back over the border
-        own["before"] = [old[k][:, :, :cache["max"]] for k in "kv"]
+        own["prefix"] = [old[k][:, :, :cache["max"]] for k in "kv"]
     shared = torch.arange(cache["max"], device=model.device) < cache["len"][:, None]
-    return {**new, "max": cache["max"], "before": cache["max"], "shared": shared[many][:, None, None],
+    return {**new, "max": cache["max"], "prefix": cache["max"], "shared": shared[many][:, None, None],
             **{k: cache[k][many] for k in ("len", "fired", "unit")}, "start": cache["len"][many]}
 
 
@@ -448,7 +451,7 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
     A prompt's keys and values are computed once and shared by its n samples. cache: a prefix of one row per prompt.
     temperature 0 is greedy. stop: ids that end a row (kept as its last token). trie: a table (states, V) of next states,
     -1 where a token is not allowed; its sequences end in a stop id. extra: {level: (len(prompts)*n,)} as in GPT.hidden, the same
-    for the n samples of a prompt. In a team (team.py) each process writes its share of the rows, and all get all of them.
+    for the n samples of a prompt. In a team (data/team.py) each process writes its share of the rows, and all get all of them.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: give at least the mark that begins a text")

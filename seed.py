@@ -473,7 +473,7 @@ def rng_state():
     """All random-number generators a night draws from."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = [torch.cuda.get_rng_state()]
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -481,7 +481,7 @@ def set_rng(state):
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0].cpu())
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 @torch.no_grad()

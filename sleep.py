@@ -9,7 +9,7 @@ sleep.py: the life of a language model that sleeps. Flat, in the order of the pi
     python sleep.py --days=21 --period=5               a longer one: nightly experts are consolidated every five nights
     python sleep.py --resume --out_dir=out             go on after an interruption
     python sleep.py --ask="Where does Ada Bram live?"  question a saved model
-    torchrun --nproc_per_node=4 sleep.py               four processes live one life (team.py)
+    torchrun --nproc_per_node=4 sleep.py               four processes live one life (data/team.py)
     python sleep.py --help                             every flag
 """
 import copy

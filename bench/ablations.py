@@ -31,11 +31,10 @@ PARTS = {  # ingredients of a night that are taken away; in a life of their own,
     "SFT instead of KL": ["--divergence=sft", "--on_policy=0"],
     "no on-policy steps": ["--on_policy=0"],
     "no imitation": ["--imitate=0"],
-    "no dreaming": ["--dream=0"],
     "no curriculum": ["--curriculum=0"],
 }
 REWARDS = {"lexical reward only": ["--gamma=0"], "semantic reward only": ["--gamma=1"]}
-REGIMES = {  # name: (flags, those of "no dreaming" there, so that the steps stay as many)
+REGIMES = {  # name: (flags, and "no dreaming" there: as many steps in all)
     "few quizzes": (["--views=2", "--quizzes=1"], ["--dream=0", "--seed_steps=240"]),
     "short nights": (["--seed_steps=35", "--dream_steps=15"], ["--dream=0", "--seed_steps=50"]),
     "poor reader": (["--pretrain_steps=300"], ["--dream=0", "--seed_steps=240"]),
@@ -51,7 +50,7 @@ def lives():
         found.update({name: (group, nights, more, against) for name, more in rows.items()})
     add("ingredients", "sleep", 2, {
         "no expansion": ["--expand=0"], "no gate": ["--gate=0"], "no replay": ["--replay=0"], **PARTS,
-        "no dreaming": ["--dream=0", "--seed_steps=240"],            # as many steps in all
+        "no dreaming": ["--dream=0", "--seed_steps=240"],
         "reverse KL": ["--divergence=reverse"]})
     add("24 dreams", None, 2, {"24 dreams": BUDGET})
     add("24 dreams", "24 dreams", 2, {
@@ -82,7 +81,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
 }
 QUICK = {"seeds": "1,2", "only": ",".join(QUICK_LIVES)}
 SMALL = ["--pretrain_steps=500", "--people=4", "--seed_steps=60", "--dream_steps=8", "--replay_dreams=120", "--quizzes=3"]
-DULL = {"in_context", "params", "views"}                              # of a night: said elsewhere
+LEFT_OUT = {"in_context", "params"}                                   # of a night: what the summary says
 
 
 def fail(message):
@@ -91,13 +90,11 @@ def fail(message):
 
 def parse(argv):
     o = flags.parse(argv, __doc__, FLAGS, "ablations.py", QUICK)
-    words, o.only = o.seeds.split(","), o.only.split(",") if o.only else list(LIVES)
-    if not all(w.isdecimal() for w in words):
-        fail(f"--seeds={o.seeds}: expected whole numbers with commas between them")
+    o.seeds, o.only = flags.numbers(o.seeds, "seeds", "ablations.py"), o.only.split(",") if o.only else list(LIVES)
     for name in o.only:
         if name not in LIVES and name not in GROUPS:
             fail(f"--only: there is no {name!r}; lives: {', '.join(LIVES)}; groups: {', '.join(GROUPS)}")
-    o.seeds, o.only = [int(w) for w in words], [n for n in LIVES if n in o.only or LIVES[n][0] in o.only]
+    o.only = [n for n in LIVES if n in o.only or LIVES[n][0] in o.only]
     needed = {LIVES[n][3] for n in o.only} - {None}                   # a difference needs both sides
     o.only = [n for n in LIVES if n in o.only or n in needed]
     if o.quick and o.result == FLAGS["result"][0]:
@@ -127,14 +124,10 @@ def folder(name, seed, o):
     return os.path.join(o.work, f"{name.replace(' ', '_').replace('(', '').replace(')', '')}-{seed}{'-quick' * o.quick}")
 
 
-def lived(out):
-    return os.path.isfile(os.path.join(out, "summary.json"))
-
-
 def live(name, seed, o):
     """One life in a process of its own, unless it has been lived; one that was interrupted goes on."""
     out, base = folder(name, seed, o), base_of(name, seed, o)
-    if lived(out):
+    if os.path.isfile(os.path.join(out, "summary.json")):
         return
     words = words_of(name, seed, o)
     if base:
@@ -155,7 +148,7 @@ def collected(name, seed, out, o):
         with open(os.path.join(out, beside, "summary.json")) as f:
             s = json.load(f)
         with open(os.path.join(out, beside, "log.jsonl")) as f:
-            nights = [{k: round(v, 5) if isinstance(v, float) else v for k, v in json.loads(line).items() if k not in DULL}
+            nights = [{k: round(v, 5) if isinstance(v, float) else v for k, v in json.loads(line).items() if k not in LEFT_OUT}
                       for line in f]
         rows.append({"life": beside or name, "group": LIVES[name][0], "seed": seed,
                      "command": " ".join(["python sleep.py", *map(shlex.quote, words_of(name, seed, o)), *(["--init_from=BASE"]
@@ -167,16 +160,11 @@ def collected(name, seed, out, o):
 
 def main(argv):
     o = parse(argv)
+    stored = stats.read(os.path.abspath(o.result))
     if o.table:
-        if not os.path.isfile(o.result):
-            fail(f"no results at {o.result}: run without --table first")
-        with open(o.result) as f:
-            return tables(json.load(f))
+        return tables(stored) if stored else fail(f"no results at {o.result}: run without --table first")
     os.makedirs(o.work, exist_ok=True)
-    file = {"command": "", "runs": []}
-    if os.path.isfile(o.result):
-        with open(o.result) as f:
-            file = json.load(f)
+    file = stored or {"command": "", "runs": []}
     done = {(r["life"], r["seed"]) for r in file["runs"]}
     todo = [(n, s) for n in o.only for s in o.seeds if (n, s) not in done]
     first = [(n, s) for n, s in todo if base_of(n, s, o) is None]     # these make the bases of the others
@@ -261,15 +249,10 @@ def tables(file):
             n = min(len(r["R"]) for r in found[name].values())
             if LIVES[name][3] in found and differences(found, name, n, "ACC"):
                 d = [differences(found, name, n, k) for k in ("ACC", "old", "reading")]
-                cells = ["{:+.3f} ± {:.3f}".format(*stats.interval(x)) for x in d]
+                cells = [stats.gap(x) for x in d]
                 undone = sum(after(r, n)["undone"] for r in found[name].values())
                 print(f"| {name} | {n} | " + " | ".join(cells) + f" | {undone} | {judged(name, d[0])} |")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        fail("interrupted: run the same command again, finished lives are kept")
-    except (OSError, ValueError) as e:
-        fail(str(e))
+    flags.guarded(main, "ablations.py")

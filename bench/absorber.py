@@ -277,9 +277,7 @@ def parse(argv):
     a.tasks = a.tasks.split(",")
     if not set(a.tasks) <= set(MINUTES):
         fail(f"--tasks={','.join(a.tasks)}: choose from {', '.join(MINUTES)}")
-    if not all(s.isdecimal() for s in a.seeds.split(",")):
-        fail(f"--seeds={a.seeds}: expected whole numbers with commas between them")
-    a.seeds = [int(s) for s in a.seeds.split(",")]
+    a.seeds = flags.numbers(a.seeds, "seeds", "absorber.py")
     if a.device == "cuda" and not torch.cuda.is_available():
         fail("--device=cuda: there is none on this machine; use --device=cpu")
     return a

@@ -227,7 +227,7 @@ def ewc(model, day, marks, memory, tokens, lr, weight, samples=64):
     """Elastic weight consolidation: qa + weight/2 sum_w F_w (w - w*)^2; online (arXiv 1805.06370): F adds up, w* is last night's.
 
     F is the per-sample diagonal Fisher: before the first night of 64 documents that the self says by itself (samples of its own
-    distribution: the true Fisher), after each night of 64 quizzes with the teacher's answers. Stores 2 numbers a weight.
+    distribution: the true Fisher), after each night of 64 quizzes with the teacher's answers. Stores a number a weight.
     """
     asked, params = ask_itself(model, day, marks), dict(model.named_parameters())
     if not memory:
@@ -355,6 +355,14 @@ def mahalanobis(x, means, cov, shrink=1e-2):
     return torch.cdist(white(x), white(means)).square()
 
 
+def add_class(memory, x):
+    """One more Gaussian in memory {means (K, d), cov (d, d)}, from its samples x (n, d); cov: the mean of the classes' own."""
+    mean = x.mean(0, keepdim=True)
+    K, spread = len(memory.setdefault("means", mean[:0])), (x - mean).T @ (x - mean) / len(x)
+    memory["cov"] = (K * memory["cov"] + spread) / (K + 1) if K else spread
+    memory["means"] = torch.cat([memory["means"], mean])
+
+
 def inca(model, day, marks, memory, tokens):
     """InCA (arXiv 2412.15563), translated: a class is a passage. STORES TEXT: every passage, and a Gaussian to find it by.
 
@@ -364,12 +372,8 @@ def inca(model, day, marks, memory, tokens):
     """
     asked = ask_itself(model, day, marks)
     for p, passage in enumerate(day):
-        x = features(model, passage + [q[1:-1] for i, q, _ in seed.unpack(asked.z) if i == p])
-        spread = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
-        n = len(memory.setdefault("texts", []))
-        memory["cov"] = spread if n == 0 else (n * memory["cov"] + spread) / (n + 1)
-        memory["means"] = torch.cat([memory["means"], x.mean(0)[None]]) if n else x.mean(0)[None]
-        memory["texts"].append(asked.views[p * VIEWS])
+        add_class(memory, features(model, passage + [q[1:-1] for i, q, _ in seed.unpack(asked.z) if i == p]))
+        memory.setdefault("texts", []).append(asked.views[p * VIEWS])
     return {"passages": len(memory["texts"])}
 
 

@@ -16,7 +16,6 @@ Every method sees a day's documents by day only. What it keeps is written in MET
 stage j after night i, all classes of stages 0..i to choose from; stage 0 is the base.
 """
 import copy
-import json
 import os
 import random
 import sys
@@ -31,9 +30,9 @@ from tqdm import tqdm
 
 import sleep
 from bench import stats
-from bench.baselines import fisher, mahalanobis
-from bench.clinc150 import (bar_of, batch_of, by_length, class_night, classify, classify_routed, hear, imagine, mishear, rate,
-                            study_all, text_loss, topic)
+from bench.baselines import fisher
+from bench.clinc150 import (bar_of, batch_of, both_ways, by_length, class_night, exam_all, hear, imagine, mishear, over_all, rate,
+                            study_all, text_loss, topic, topic_detectors)
 from data import clinc as C
 from data import flags, store, topics
 from data.bpe import encoding, train_bpe
@@ -47,7 +46,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "data_dir": ("data/clinc150", TEXT, "its folder"),
     "seeds": ("1,2,3", TEXT, "seeds of base, class order and life"),
     "methods": ("", TEXT, "names with commas between them; nothing: all"),
-    "work": ("out-classes", TEXT, "folder of bases and finished lives"),
+    "work": ("out-classes", TEXT, "folder of the bases"),
     "result": ("", TEXT, "result file; nothing: bench/results/classes-DATA.json"),
     "init_from": ("scratch", TEXT, "scratch, or GPT-2's .safetensors file or its folder"),
     "threads": (1, (1, 4096), "CPU threads"),
@@ -73,13 +72,11 @@ def fail(message):
 
 def parse(argv):
     o = flags.parse(argv, __doc__, FLAGS, "class_incremental.py", QUICK)
-    words, o.methods = o.seeds.split(","), o.methods.split(",") if o.methods else list(METHODS)
+    o.seeds = flags.numbers(o.seeds, "seeds", "class_incremental.py")
+    o.methods = o.methods.split(",") if o.methods else list(METHODS)
     for m in o.methods:
         if m not in METHODS:
             fail(f"--methods: there is no {m!r}; choose among {', '.join(METHODS)}")
-    if not all(w.isdecimal() for w in words):
-        fail(f"--seeds={o.seeds}: expected whole numbers with commas between them")
-    o.seeds = [int(w) for w in words]
     if VALIDATION in o.seeds:
         fail(f"--seeds: {VALIDATION} is the validation seed of the search; choose others")
     o.result = o.result or (os.path.join(o.work, f"quick-{o.data}.json") if o.quick else
@@ -90,16 +87,7 @@ def parse(argv):
 # ----------------------------------------------------------------------------------------------------------------------
 # What a day does. name(s, model, day, memory, **knobs): changes the model in place.
 #
-# s: what all lives of a seed share, and where this one stands (see `life`). day: {label: [texts]} of today's classes alone.
-
-def both_ways(s, rows):
-    """Every sentence as two documents: read it and name it, think of the name and say it (data/clinc.py)."""
-    return [C.document(s.enc, text, label, first) for text, label in rows for first in (True, False)]
-
-
-def rows_of(day):
-    return [(text, label) for label, texts in day.items() for text in texts]
-
+# s: what all lives of a seed share, and where this one stands (see `life`). day: the (text, label)s of today's classes alone.
 
 def loss_on(model, docs):
     """A function that draws 32 of the documents and gives their loss."""
@@ -122,22 +110,22 @@ def none(s, model, day, memory):
 
 def sft(s, model, day, memory, lr):
     """Sequential fine-tuning of all weights on the day's text."""
-    learn(s, model, loss_on(model, both_ways(s, rows_of(day))), lr)
+    learn(s, model, loss_on(model, both_ways(s.enc, day)), lr)
 
 
 def ewc(s, model, day, memory, lr, weight):
     """Elastic weight consolidation (arXiv 1612.00796, online as in 1805.06370): + weight/2 sum_w F_w (w - w*)^2.
 
     F: diagonal Fisher, gradients squared sample by sample (bench/baselines.fisher), of 128 documents of each stage at the end of
-    its own day: the base's too. Stores two numbers a weight, no text.
+    its own day: the base's too. Stores a number a weight, no text.
     """
     def information(docs):
         ids, weights = sleep.pad_documents(random.sample(docs, min(128, len(docs))), model.device)
         return fisher(model, ids, (weights > 0).float())
     if not memory:
-        memory.update(fisher=information(both_ways(s, s.base_rows)))
+        memory.update(fisher=information(both_ways(s.enc, s.base_rows)))
     anchor = {k: p.detach().clone() for k, p in model.named_parameters()}
-    docs = both_ways(s, rows_of(day))
+    docs = both_ways(s.enc, day)
     today = loss_on(model, docs)
 
     def loss():
@@ -164,7 +152,7 @@ def divergence_on(model, old, docs):
 
 def lwf(s, model, day, memory, lr):
     """Learning without forgetting (arXiv 1606.09282): + KL(old self || new self) on the new day's own documents."""
-    docs, old = both_ways(s, rows_of(day)), clone(model)
+    docs, old = both_ways(s.enc, day), clone(model)
     today, kept = loss_on(model, docs), divergence_on(model, old, docs)
     learn(s, model, lambda: today() + kept(), lr)
 
@@ -172,19 +160,19 @@ def lwf(s, model, day, memory, lr):
 def remembered(s, model):
     """What the self imagines for every class it knew this morning, as documents (called up class by class: LAMOL, 1909.03329)."""
     known = [label for stage in s.stages[:s.night] for label in stage]
-    return both_ways(s, imagine(model, s.enc, known, s.o.class_replay, {}, s.longest))
+    return both_ways(s.enc, imagine(model, s.enc, known, s.o.class_replay, {}, s.longest))
 
 
 def generative_replay(s, model, day, memory, lr):
     """Generative replay (arXiv 1705.08690; LAMOL, 1909.03329): the day, and dreams of the old classes with hard labels."""
-    today, old = loss_on(model, both_ways(s, rows_of(day))), loss_on(model, remembered(s, model))
+    today, old = loss_on(model, both_ways(s.enc, day)), loss_on(model, remembered(s, model))
     learn(s, model, lambda: today() + old(), lr)
 
 
 def distilled_replay(s, model, day, memory, lr):
     """The same dreams, but learnt as the old self's distributions: what is left of sleep without expansion and gate."""
     old = clone(model)
-    today, kept = loss_on(model, both_ways(s, rows_of(day))), divergence_on(model, old, remembered(s, model))
+    today, kept = loss_on(model, both_ways(s.enc, day)), divergence_on(model, old, remembered(s, model))
     learn(s, model, lambda: today() + kept(), lr)
 
 
@@ -192,9 +180,9 @@ def replay(s, model, day, memory, lr):
     """Experience replay (arXiv 1902.10486). STORES TEXT: ten sentences of every class, for ever."""
     if not memory:
         memory["rows"] = few(s.base_rows)
-    today, old = loss_on(model, both_ways(s, rows_of(day))), loss_on(model, both_ways(s, memory["rows"]))
+    today, old = loss_on(model, both_ways(s.enc, day)), loss_on(model, both_ways(s.enc, memory["rows"]))
     learn(s, model, lambda: today() + old(), lr)
-    memory["rows"] += few(rows_of(day))
+    memory["rows"] += few(day)
 
 
 def few(rows, n=10):
@@ -214,7 +202,7 @@ def inca(s, model, day, memory):
     """
     if not memory:
         hear(model, s.enc, memory, s.base_rows)
-    hear(model, s.enc, memory, rows_of(day))
+    hear(model, s.enc, memory, day)
 
 
 def asleep(s, model, day, memory, **changes):
@@ -224,7 +212,7 @@ def asleep(s, model, day, memory, **changes):
                            "class_replay": s.o.class_replay, "class_tokens": s.longest, "dreamt_topics": 0, **changes})
     if not memory.setdefault("heard", {}) and not a.dreamt_topics:
         hear(model, s.enc, memory["heard"], s.base_rows)
-    class_night(a, model, s.enc, s.stages[:s.night], s.stages[s.night], rows_of(day), memory["heard"], s.bar)
+    class_night(a, model, s.enc, s.stages[:s.night], s.stages[s.night], day, memory["heard"], s.bar)
 
 
 def asleep_on_dreams(s, model, day, memory):
@@ -247,50 +235,31 @@ DEFAULTS["ewc"]["weight"] = 100.0
 # ----------------------------------------------------------------------------------------------------------------------
 # Exams
 
-def nearest(s, model, rows, labels, memory):
-    """Share of rows that lie nearest to the Gaussian of their own class."""
+def nearest(s, model, rows, memory):
+    """Share of rows that lie nearest to the Gaussian of their own class: sleep's router alone, without its experts."""
     ids, lengths = pad_rows([s.enc.encode_ordinary(t) for t, _ in rows], model.device)
+    keys, bias = topic_detectors(memory["means"], memory["cov"])
     with torch.no_grad():
-        at = mahalanobis(topic(model, ids, lengths), memory["means"], memory["cov"]).argmin(1).tolist()
+        at = (topic(model, ids, lengths) @ keys.T + bias).argmax(1).tolist()
     return sum(memory["labels"][i] == label for i, (_, label) in zip(at, rows)) / len(rows)
 
 
 def exam(s, model, memory, upto):
-    """A row of R: the rows of every stage up to `upto`, each over the classes of all of them. None where a stage has no rows."""
-    labels = [label for stage in s.stages[:upto + 1] for label in stage]
-
-    def ask(rows):
-        if "means" in memory:
-            return nearest(s, model, rows, labels, memory)
-        return (classify_routed if len(model.keys) else classify)(model, s.enc, rows, labels)
-    return [ask(s.exams[j]) if j <= upto and s.exams[j] else None for j in range(len(s.stages))]
-
-
-def overall(row, exams):
-    """Accuracy over all rows of the stages seen so far."""
-    seen = [(r, len(e)) for r, e in zip(row, exams) if r is not None]
-    return sum(r * n for r, n in seen) / sum(n for _, n in seen)
+    """A row of R: the rows of every stage up to `upto`, each over the classes of all of them."""
+    if "means" in memory:
+        return [nearest(s, model, rows, memory) if j <= upto else None for j, rows in enumerate(s.exams)]
+    return exam_all(model, s.enc, s.exams, s.stages, upto)
 
 
 def metrics(R, exams):
-    """final: all classes after the last night; average incremental: its mean over i; ACC, BWT, forgetting: over stages.
-
-    None (a stage without exam rows) is left out of every mean.
-    """
-    T = len(R)
-    seen = [j for j in range(T) if R[T - 1][j] is not None]
-    past = [j for j in seen if j < T - 1]
-    best = lambda j: max(R[i][j] for i in range(j, T - 1))
-    return {"final": overall(R[-1], exams), "average_incremental": mean(overall(r, exams) for r in R),
-            "ACC": mean(R[-1][j] for j in seen), "base_kept": R[-1][0],
-            "BWT": mean(R[-1][j] - R[j][j] for j in past) if past else 0.0,
-            "forgetting": mean(best(j) - R[-1][j] for j in past) if past else 0.0}
+    """final: all classes after the last night; average incremental: its mean over i; ACC, BWT, forgetting: over stages."""
+    return {"final": over_all(R[-1], exams), "average_incremental": mean(over_all(r, exams) for r in R), "base_kept": R[-1][0],
+            **sleep.metrics(R)}
 
 
 def references(s):
     """No neural network, all text at once: tf-idf nearest mean, and a linear SVC if scikit-learn is there."""
-    labels = [label for stage in s.stages for label in stage]
-    train, test = C.rows_of(s.data, "train", labels), [row for e in s.exams for row in e]
+    train, test = s.rows("train", [label for stage in s.stages for label in stage]), [row for e in s.exams for row in e]
     found = {"tf-idf nearest mean": C.tfidf_nearest_mean(train, test)}
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -311,40 +280,33 @@ def references(s):
 def beginning(o, seed, split):
     """What all lives of a seed share: data, stages, tokenizer, exams, base."""
     data, stages = topics.load(o.data, o.data_dir, seed)
-    stages = stages[:1 + (o.days or len(stages))]
-    have = lambda split, label: data[split].get(label, [])
-    exams = [[(t, label) for label in stage for t in have(split, label)] for stage in stages]
-    if o.rows:
-        exams = [random.Random(seed).sample(e, min(o.rows, len(e))) for e in exams]
-    s = SimpleNamespace(o=o, seed=seed, split=split, data={k: {x: have(k, x) for st in stages for x in st} for k in data},
-                        stages=stages, exams=exams, night=0, bar=None, longest=24 if o.data != "dbpedia" else 48)
-    s.a = SimpleNamespace(seed=seed)
+    s = SimpleNamespace(o=o, a=SimpleNamespace(seed=seed), seed=seed, split=split, stages=stages[:1 + (o.days or len(stages))],
+                        night=0, bar=None, longest=24 if o.data != "dbpedia" else 48)
     if o.init_from == "scratch":
-        s.enc = encoding(train_bpe([t for label in stages[0] for t in have("train", label)] + stages[0], 2048), o.data)
+        s.enc = encoding(train_bpe([t for t, _ in C.rows_of(data, "train", stages[0])] + stages[0], 2048), o.data)
         config = Config(vocab_size=s.enc.n_vocab, block_size=192, n_head=4, n_embd=128, d_ff=512, ranks=(32, 128, 128))
-        model = lambda: GPT(config)
+        s.new_model = lambda: GPT(config)
     else:
         s.enc = sleep.tokenizer(SimpleNamespace(init_from=o.init_from))
-        model = lambda: from_pretrained(o.init_from, (32, 128, 128), extra_tokens=4)
-    s.new_model, short = model, lambda t: s.enc.decode(s.enc.encode_ordinary(t)[:LONGEST])   # rare names have many tokens
-    for split, rows in s.data.items():
-        s.data[split] = {label: [short(t) for t in texts] for label, texts in rows.items()}
-    s.exams = [[(short(t), label) for t, label in e] for e in s.exams]
-    s.base_day = {label: s.data["train"][label] for label in stages[0]}
-    s.base_rows = rows_of(s.base_day)
-    path = os.path.join(o.work, f"{name_of(o, 'base', seed)}.pt")
+        s.new_model = lambda: from_pretrained(o.init_from, (32, 128, 128), extra_tokens=4)
+    short = lambda text: s.enc.decode(s.enc.encode_ordinary(text)[:LONGEST])           # a text of rare names has many tokens
+    s.rows = lambda split, labels: [(short(t), label) for t, label in C.rows_of(data, split, labels)]
+    s.exams = [s.rows(split, labels) for labels in s.stages]
+    for labels, rows in zip(s.stages, s.exams):
+        if not rows:
+            raise ValueError(f"{o.data_dir}: no {split} rows for any of {', '.join(labels[:5])}: an exam needs some")
+    if o.rows:
+        s.exams = [random.Random(seed).sample(e, min(o.rows, len(e))) for e in s.exams]
+    s.base_rows = s.rows("train", stages[0])
+    path = os.path.join(o.work, f"{o.data}-{seed}-{o.base_steps}{'-gpt2' * (o.init_from != 'scratch')}.pt")
     if os.path.isfile(path):
         s.base, _ = sleep.load(path)
     else:
         sleep.reseed(s.a, "weights")
         with bar_of(o.base_steps, f"seed {seed}: base") as b:
-            s.base = study_all(model(), both_ways(s, s.base_rows), o.base_steps, b, o.base_lr, o.base_lr * 2 / 3)
+            s.base = study_all(s.new_model(), both_ways(s.enc, s.base_rows), o.base_steps, b, o.base_lr, o.base_lr * 2 / 3)
         sleep.save(path, s.base.requires_grad_(False))
     return s
-
-
-def name_of(o, method, seed):
-    return f"{o.data}-{method}-{seed}{'-quick' * o.quick}{'-gpt2' * (o.init_from != 'scratch')}"
 
 
 def life(s, method, knobs):
@@ -354,19 +316,18 @@ def life(s, method, knobs):
     with bar_of(None, f"seed {s.seed}: {method}") as s.bar:
         if method == "joint":
             sleep.reseed(s.a, "joint")
-            everything = both_ways(s, [row for day in s.data["train"].items() for row in rows_of(dict([day]))])
-            model = study_all(s.new_model(), everything, 2 * s.o.base_steps, s.bar, s.o.base_lr, s.o.base_lr * 2 / 3)
+            docs = both_ways(s.enc, s.rows("train", [label for stage in s.stages for label in stage]))
+            model = study_all(s.new_model(), docs, 2 * s.o.base_steps, s.bar, s.o.base_lr, s.o.base_lr * 2 / 3)
             R = [exam(s, model.requires_grad_(False), memory, T - 1)]
         else:
             model, R, seconds = copy.deepcopy(s.base), [exam(s, s.base, memory, 0)], []
             for s.night in range(1, T):
                 sleep.reseed(s.a, method, s.night)
                 t = time.process_time()
-                day = {label: s.data["train"][label] for label in s.stages[s.night]}
-                night(s, model, day, memory, **knobs)
+                night(s, model, s.rows("train", s.stages[s.night]), memory, **knobs)
                 seconds.append(round(time.process_time() - t, 1))
                 R.append(exam(s, model, memory, s.night))
-    curve = [overall(row, s.exams) for row in R]                     # all classes seen so far, a number a night
+    curve = [over_all(row, s.exams) for row in R]                     # all classes seen so far, a number a night
     found = metrics(R, s.exams) if method != "joint" else {"final": curve[-1]}
     return {"method": method, "seed": s.seed, "split": s.split, "keeps": keeps, **knobs, **found, "R": R,
             "over_nights": curve, "parameters": model.n_params(), "seconds": round(time.time() - start, 1),
@@ -402,11 +363,9 @@ def best(rows, method):
 
 def main(argv):
     o = parse(argv)
+    stored = stats.read(os.path.abspath(o.result))
     if o.table:
-        if not os.path.isfile(o.result):
-            fail(f"no results at {o.result}: run without --table first")
-        with open(o.result) as f:
-            return tables(json.load(f))
+        return tables(stored) if stored else fail(f"no results at {o.result}: run without --table first")
     data = topics.read(o.data, o.data_dir)                           # whatever is wrong with the files is said now
     torch.set_num_threads(o.threads)
     os.makedirs(o.work, exist_ok=True)
@@ -417,9 +376,8 @@ def main(argv):
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
             "all_rows": {s: sum(map(len, rows.values())) for s, rows in data.items()},
             "rows_a_class": [min(map(len, data["train"].values())), max(map(len, data["train"].values()))]}
-    if os.path.isfile(o.result):
-        with open(o.result) as f:
-            file = json.load(f)
+    if stored:
+        file = stored
         other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
         if other:
             fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
@@ -440,11 +398,7 @@ def main(argv):
             file["references"].append({"seed": number, **references(s)})
             save()
         for m in (m for m, n in todo if n == number):
-            path = os.path.join(o.work, f"{name_of(o, m, number)}.json")
-            if not os.path.isfile(path):                             # another process may have lived it
-                store.write_json(path, life(s, m, best(file["search"], m)))
-            with open(path) as f:
-                file["runs"].append(json.load(f))
+            file["runs"].append(life(s, m, best(file["search"], m)))
             save()
             print(f"  seed {number} {m:18} all {sum(map(len, s.stages))} classes {file['runs'][-1]['final']:.3f}   "
                   f"({file['runs'][-1]['seconds']:.0f} s)", flush=True)
@@ -466,10 +420,10 @@ def tables(file):
     for name in [m for m in METHODS if m in lives]:
         runs = list(lives[name].values())
         both = [n for n in lives.get("sleep", {}) if n in lives[name]]
-        gap = "" if name == "sleep" or len(both) < 2 else "{:+.3f} ± {:.3f}".format(
-            *stats.interval([lives["sleep"][n]["final"] - lives[name][n]["final"] for n in both]))
+        gap = [lives["sleep"][n]["final"] - lives[name][n]["final"] for n in both]
         cells = [name, runs[0]["keeps"], len(runs), *(stats.pm([r.get(k) for r in runs]) for k in columns),
-                 stats.pm([r["cpu_a_night"] for r in runs], 0), f"{mean(r['parameters'] for r in runs):,.0f}", gap]
+                 stats.pm([r["cpu_a_night"] for r in runs], 0), f"{mean(r['parameters'] for r in runs):,.0f}",
+                 stats.gap(gap) if name != "sleep" and len(both) > 1 else ""]
         print("| " + " | ".join(map(str, cells)) + " |")
     for name in dict.fromkeys(k for r in file["references"] for k in r if k != "seed"):
         found = [r[name] for r in file["references"] if name in r]
@@ -483,9 +437,4 @@ def tables(file):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        fail("interrupted: run the same command again, finished lives are kept")
-    except (OSError, ValueError) as e:
-        fail(str(e))
+    flags.guarded(main, "class_incremental.py")

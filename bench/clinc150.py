@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import seed as seeding
 import sleep
+from bench.baselines import add_class
 from data import clinc as C
 from data import store
 from data.bpe import SPECIAL, encoding, train_bpe
@@ -43,6 +44,11 @@ def mishear(ids, model, share=0.1):
     """A tenth of the words replaced by any others: little text, many steps."""
     words = model.config.vocab_size - len(SPECIAL)                   # the marks are the last of the vocabulary
     return seeding.mishear(ids, ids < words, (), words, share)
+
+
+def both_ways(enc, rows):
+    """Every (text, label) as two documents: read it and name it, think of the name and say it (data/clinc.py)."""
+    return [C.document(enc, text, label, first) for text, label in rows for first in (True, False)]
 
 
 def by_length(docs):
@@ -109,18 +115,14 @@ def topic(model, ids, lengths):
 def hear(model, enc, heard, rows):
     """Add the labels of rows [(text, label)] to what the router has heard: {labels, means (K, d), cov (d, d)}, changed in place.
 
-    A Gaussian a label with one covariance for all: the mean of the labels' own covariances, kept up one label at a time, as InCA
-    does (arXiv 2412.15563). No text is kept.
+    A Gaussian a label with one covariance for all, kept up one label at a time, as InCA does (arXiv 2412.15563). No text is kept.
     """
     by_label = {}
     for text, label in rows:
         by_label.setdefault(label, []).append(enc.encode_ordinary(text))
     for label, texts in by_label.items():
-        x, n = topic(model, *pad_rows(texts, model.device)), len(heard.setdefault("labels", []))
-        spread = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
-        heard["cov"] = (n * heard["cov"] + spread) / (n + 1) if n else spread
-        heard["means"] = torch.cat([heard["means"], x.mean(0)[None]]) if n else x.mean(0)[None]
-        heard["labels"].append(label)
+        add_class(heard, topic(model, *pad_rows(texts, model.device)))
+        heard.setdefault("labels", []).append(label)
 
 
 def topic_detectors(means, cov, shrink=0.1):
@@ -199,15 +201,14 @@ def class_night(a, model, enc, old_stages, new, day, heard, bar):
     knows it, and the router hears these dreams. Returns a log.
     """
     bar.set_description_str("awake")
-    docs = lambda rows: [C.document(enc, text, label, first) for text, label in rows for first in (True, False)]
-    wake = study(model, model.unlock(FAST), docs(day), {FAST: 0}, a.wake_steps, LR, bar)
+    wake = study(model, model.unlock(FAST), both_ways(enc, day), {FAST: 0}, a.wake_steps, LR, bar)
     model.settle(FAST)
     bar.set_description_str("dreaming")
     teacher, expert, stages = clone(model), len(old_stages) - 1, [*old_stages, new]
     dreams = imagine(teacher, enc, new, a.class_dreams, {FAST: 0}, a.class_tokens)
     model.reset(FAST)
     bar.set_description_str("seeding")
-    slept = study(model, model.unlock(SLOW, seed=expert), docs(dreams), {SLOW: expert}, a.class_steps, LR, bar,
+    slept = study(model, model.unlock(SLOW, seed=expert), both_ways(enc, dreams), {SLOW: expert}, a.class_steps, LR, bar,
                   teacher=(teacher, {FAST: 0}))
     model.settle(SLOW)
     if a.dreamt_topics:
@@ -228,15 +229,15 @@ def class_night(a, model, enc, old_stages, new, day, heard, bar):
 # Lives
 
 def over_all(row, stages):
-    """Accuracy over all intents seen so far: stages weigh as many intents as they have."""
+    """Accuracy over all stages seen so far; each weighs as much as it has elements (intents, or rows of its exam)."""
     seen = [(r, len(s)) for r, s in zip(row, stages) if r is not None]
     return sum(r * n for r, n in seen) / sum(n for _, n in seen)
 
 
-def exam_all(model, enc, rows, stages, i, routed=False):
+def exam_all(model, enc, rows, stages, i):
     """A row of R: the exam of every stage up to i, each over the labels of all of them."""
     seen = [label for s in stages[:i + 1] for label in s]
-    name = classify_routed if routed and len(model.keys) else classify
+    name = classify_routed if len(model.keys) else classify          # only a self that slept has a router
     return [name(model, enc, rows[j], seen) if j <= i else None for j in range(len(stages))]
 
 
@@ -256,8 +257,7 @@ def live(a):
     texts = C.rows_of(data, "train", stages[0])
     enc = encoding(train_bpe([text for text, _ in texts] + stages[0], 2048), "clinc150")
     config = Config(vocab_size=enc.n_vocab, block_size=96, n_head=4, n_embd=128, d_ff=512, ranks=(a.rank, 128, 128))
-    docs = lambda labels: [C.document(enc, text, label, first)
-                           for text, label in C.rows_of(data, "train", labels) for first in (True, False)]
+    docs = lambda labels: both_ways(enc, C.rows_of(data, "train", labels))
     rows = [C.rows_of(data, a.split, labels) for labels in stages]
     everything = [label for s in stages for label in s]
     print(f"CLINC150: {len(stages[0])} intents for the base, then {len(stages) - 1} days of 15; exam on the {a.split} split; "
@@ -293,7 +293,7 @@ def live(a):
             with bar_of(a.wake_steps + a.class_steps, "night") as b:
                 log = class_night(a, model, enc, stages[:i], stages[i], C.rows_of(data, "train", stages[i]), heard, b)
             nights.append({**log, "seconds": time.time() - t})
-            R.append(exam_all(model, enc, rows, stages, i, routed=True))
+            R.append(exam_all(model, enc, rows, stages, i))
             sleep.save(path, model, R=R, nights=nights, heard=heard)
             print(f"  night {i}: {len(stages[i])} new intents {R[-1][i]:.3f}, all {sum(map(len, stages[:i + 1]))} seen so far "
                   f"{over_all(R[-1], stages):.3f}", flush=True)

@@ -15,7 +15,6 @@ first night. Nobody can guess the facts of tomorrow, so an FWT far from 0 would 
 """
 import copy
 import difflib
-import json
 import os
 import random
 import sys
@@ -31,7 +30,8 @@ from tqdm import tqdm
 import seed as seeding
 import sleep
 from bench import baselines as B
-from bench.stats import interval, pm
+from bench import stats
+from bench.stats import pm
 from data import flags, store
 from data import world as W
 from data.flags import COUNT, SWITCH, TEXT
@@ -62,14 +62,11 @@ def fail(message):
 def parse(argv):
     """The flags, with the lists taken apart; what cannot be is refused in one line."""
     o = flags.parse(argv, __doc__, FLAGS, "knowledge.py", QUICK)
-    o.methods, words = o.methods.split(","), o.seeds.split(",")
+    o.methods, o.seeds = o.methods.split(","), flags.numbers(o.seeds, "seeds", "knowledge.py")
     for m in o.methods:
         if m != "sleep" and m not in B.METHODS:
             near = difflib.get_close_matches(m, ["sleep", *B.METHODS], 1, 0.3)
             fail(f"--methods: there is no {m!r}: " + (f"did you mean {near[0]}?" if near else f"sleep, {', '.join(B.METHODS)}"))
-    if not all(w.isdecimal() for w in words):
-        fail(f"--seeds={o.seeds}: expected whole numbers with commas between them")
-    o.seeds = [int(w) for w in words]
     if VALIDATION in o.seeds:
         fail(f"--seeds: {VALIDATION} is the validation seed of the search; choose others")
     if o.quick and o.result == FLAGS["result"][0]:
@@ -309,20 +306,17 @@ def expected_minutes(o, done):
 
 def main(argv):
     o = parse(argv)
+    stored = stats.read(os.path.abspath(o.result))
     if o.table:
-        if not os.path.isfile(o.result):
-            fail(f"no results at {o.result}: run without --table first")
-        with open(o.result) as f:
-            return tables(json.load(f))
+        return tables(stored) if stored else fail(f"no results at {o.result}: run without --table first")
     torch.set_num_threads(o.threads)
     os.makedirs(o.work, exist_ok=True)
     settings = {"nights": o.nights, "tokens": o.tokens, "singles": o.singles, "searched": bool(o.search), "quick": o.quick}
     command = " ".join(["python bench/knowledge.py", *(w for w in argv if not w.startswith(("--work", "--result")))])
     file = {**settings, "threads": o.threads, "device": "cpu", "search": [], "longer": [], "runs": [],
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
-    if os.path.isfile(o.result):
-        with open(o.result) as f:
-            file = json.load(f)
+    if stored:
+        file = stored
         other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
         if other:
             fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
@@ -384,8 +378,7 @@ def tables(file):
     for name in lives:
         both = [s for s in lives.get("sleep", {}) if s in lives[name]]
         if name != "sleep" and len(both) > 1:
-            cells = ["{:+.3f} ± {:.3f}".format(*interval([lives["sleep"][s][k] - lives[name][s][k] for s in both]))
-                     for k in ("ACC", "old", "reading")]
+            cells = [stats.gap([lives["sleep"][s][k] - lives[name][s][k] for s in both]) for k in ("ACC", "old", "reading")]
             print(f"| {name} | " + " | ".join(cells) + " |")
     if file.get("search"):
         print("\nsearch on the validation world, ACC after two nights (old, reading); chosen in bold\n")
@@ -400,9 +393,4 @@ def tables(file):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        fail("interrupted: run the same command again, finished lives are kept")
-    except (OSError, ValueError) as e:
-        fail(str(e))
+    flags.guarded(main, "knowledge.py")

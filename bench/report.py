@@ -7,6 +7,7 @@ Tables and figures of the README, from the committed result files alone.
 """
 import json
 import os
+import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -74,34 +75,9 @@ def tables():
 # ----------------------------------------------------------------------------------------------------------------------
 # What replicates: claim, the paper's number, ours, verdict, command
 
-PAPER = "n = 1 / n = 200 passages, SQuAD, Table 3"
-ABLATE, KNOW = "`python bench/ablations.py`", "`python bench/knowledge.py`"
-CLAIMS = [  # (claim, the paper's number, how ours is found, command). ablate: lives without it; against: rivals of sleep
-    ("Sleep keeps what fine-tuning loses", f"48.1 / 44.3 against 33.4 / 32.0 ({PAPER})", ("against", "sft"), KNOW),
-    ("Sleep is better than SEAL", f"48.1 / 44.3 against 46.7 / 43.2 ({PAPER})", ("against", "seal"), KNOW),
-    ("Sleep is better than GRPO", "79.2 against 76.4 (AIME-24, Qwen3-8B, Table 2)", ("against", "grpo"), KNOW),
-    ("Sleep is better than OPSD, self-distillation without expansion", "79.2 against 76.6 (Table 1)", ("against", "opsd"), KNOW),
-    ("Test-time training is no substitute", "80 against 10 (few-shot ARC, Table 4)", ("against", "ttt"), KNOW),
-    ("Expansion helps", "79.2, without 78.2 (Table 1)", ("ablate", "no expansion"), ABLATE),
-    ("Imitation helps", "79.2, without 76.8 (Table 1)", ("ablate", "no imitation"), ABLATE),
-    ("The semantic reward helps", "79.2, without 78.9; 69.0, without 69.2 (Table 1)", ("ablate", "lexical reward only"), ABLATE),
-    ("Dreaming helps", f"48.9 / 46.2, without 35.7 / 36.2 ({PAPER})", ("ablate", "no dreaming"), ABLATE),
-    ("Choosing dreams by the norm of their gradient helps", f"48.9 / 46.2, without 47.1 / 45.2 ({PAPER})",
-     ("pair", "gradient norm (24 dreams)", "random selection (24 dreams)"), ABLATE),
-    ("One random expert while dreaming helps", f"48.9 / 46.2, without 48.0 / 44.7 ({PAPER})",
-     ("pair", "random expert (24 dreams)", "24 dreams"), ABLATE),
-    ("More memory levels help", f"2 levels 48.1 / 44.3, 4 levels 48.9 / 46.2 ({PAPER}; Figure 4)", ("levels",), ABLATE),
-    ("Class-incremental: sleep is better than EWC and InCA", "in this order on all three sets (Figure 3)", ("classes",),
-     "`python bench/class_incremental.py`"),
-    ("Replay dreams of the old self (ours: the paper replays, too)", "not ablated", ("ablate", "no replay"), ABLATE),
-    ("A gate (ours)", "an open router", ("ablate", "no gate"), ABLATE),
-]
-
-
-def gap(differences):
-    """".99 ± .01": mean and 95 % half-width, without the zeros before the points."""
-    m, half = stats.interval(differences)
-    return f"{m:+.3f} ± {half:.3f}".replace("+0.", "+.").replace("-0.", "−.").replace("± 0.", "± .")
+def short(text):
+    """"+0.99" -> "+.99", and a minus that is one."""
+    return re.sub(r"(?<![0-9])0\.", ".", text).replace("-", "−")
 
 
 def said(differences):
@@ -110,53 +86,83 @@ def said(differences):
     return "yes" if m - half > 0 else "**the reverse**" if m + half < 0 else "**no effect seen**"
 
 
-def measured(how, files):
-    """(ours, verdict) of one claim, or None where it has not been measured."""
-    kind, *names = how
-    if kind == "against" and files["knowledge.json"]:
-        runs = {(r["method"], r["seed"]): r for r in files["knowledge.json"]["runs"]}
-        seeds = [s for m, s in runs if m == names[0] and ("sleep", s) in runs]
-        if len(seeds) > 1:
-            mine, theirs = ([runs[m, s]["ACC"] for s in seeds] for m in ("sleep", names[0]))
-            d = [a - b for a, b in zip(mine, theirs)]
-            return f"ACC after 7 days {mean(mine):.3f} against {mean(theirs):.3f}: {gap(d)}", said(d)
-    if kind in ("ablate", "pair", "levels") and files["ablations.json"]:
-        found = ablations.by_life(files["ablations.json"])
-        if kind == "ablate":                                         # in the default life and in every regime
-            parts, verdicts = [], []
-            for name, (group, _, _, against) in ablations.LIVES.items():
-                if (name == names[0] or name.startswith(names[0] + " (")) and name in found and against in found:
-                    d = ablations.differences(found, name, min(len(r["R"]) for r in found[name].values()), "ACC")
-                    if len(d) > 1:
-                        parts.append(f"{'default life' if against == 'sleep' else group} {gap(d)}")
-                        verdicts.append(stats.verdict(d).split(":")[0])
-            if parts:
-                whole = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(dict.fromkeys(verdicts)) + ", see left"
-                return "without it: " + ", ".join(parts), "yes" if whole == "helps" else f"**{whole}**"
-        if kind == "pair" and all(n in found for n in names):
-            last = lambda r: ablations.after(r, 2)["ACC"]
-            d = [last(found[names[0]][s]) - last(found[names[1]][s]) for s in found[names[0]] if s in found[names[1]]]
-            if len(d) > 1:
-                return f"ACC, {names[0]} minus {names[1]}: {gap(d)}", said(d)
-        if kind == "levels":
-            rows = [(n, ablations.differences(found, n, 4, "ACC")) for n in ablations.LIVES
-                    if ablations.LIVES[n][0] == "levels" and n in found]
-            rows = [(n, d) for n, d in rows if len(d) > 1]
-            if rows:
-                ours = ", ".join(f"moved into a slower one {n} {gap(d)}" for n, d in rows)
-                return f"against nightly experts that stay: {ours}", "; ".join(dict.fromkeys(said(d) for _, d in rows))
-    if kind == "classes":
+def against(rival):
+    """Sleep minus a rival, ACC after the last night (knowledge.json)."""
+    def measured(files):
+        runs = {(r["method"], r["seed"]): r["ACC"] for r in (files["knowledge.json"] or {"runs": []})["runs"]}
+        pairs = [(runs["sleep", s], x) for (m, s), x in runs.items() if m == rival and ("sleep", s) in runs]
+        d = [a - b for a, b in pairs]
+        if len(d) > 1:
+            means = "{:.3f} against {:.3f}".format(*map(mean, zip(*pairs)))
+            return f"ACC after 7 days {means}: {short(stats.gap(d))}", said(d)
+    return measured
+
+
+def without(ingredient):
+    """The lives that lack it minus those that have it, in the default life and in every regime (ablations.json)."""
+    def measured(files):
+        found, parts, verdicts = ablations.by_life(files["ablations.json"] or {"runs": []}), [], []
+        for name, (group, nights, _, other) in ablations.LIVES.items():
+            if name.split(" (")[0] == ingredient and name in found:
+                d = ablations.differences(found, name, nights, "ACC")
+                if len(d) > 1:
+                    parts.append(f"{'default life' if other == 'sleep' else group} {short(stats.gap(d))}")
+                    verdicts.append(stats.verdict(d).split(":")[0])
+        if parts:
+            whole = "; ".join(dict.fromkeys(verdicts))
+            return "without it: " + ", ".join(parts), "yes" if whole == "helps" else f"**{whole}**"
+    return measured
+
+
+def minus(a, b, nights=2):
+    """Life a minus life b, ACC after so many nights (ablations.json)."""
+    def measured(files):
+        found, last = ablations.by_life(files["ablations.json"] or {"runs": []}), lambda r: ablations.after(r, nights)["ACC"]
+        d = [last(r) - last(found[b][s]) for s, r in found.get(a, {}).items() if s in found.get(b, {})]
+        if len(d) > 1:
+            return f"ACC, {a} minus {b}: {short(stats.gap(d))}", said(d)
+    return measured
+
+
+def classes(*rivals):
+    """Sleep minus its rivals, all classes at the end (classes-*.json)."""
+    def measured(files):
         parts, verdicts = [], []
         for name in topics.SETS:
             runs = {(r["method"], r["seed"]): r["final"] for r in (files[f"classes-{name}.json"] or {"runs": []})["runs"]}
-            for rival in ("ewc", "inca"):
+            for rival in rivals:
                 d = [runs["sleep", s] - x for (m, s), x in runs.items() if m == rival and ("sleep", s) in runs]
                 if len(d) > 1:
-                    parts.append(f"{name}: sleep minus {rival} {gap(d)}")
+                    parts.append(f"{name}: sleep minus {rival} {short(stats.gap(d))}")
                     verdicts.append(f"{rival}: {said(d)}")
         if parts:
             return ", ".join(parts), "; ".join(dict.fromkeys(verdicts))
-    return None
+    return measured
+
+
+PAPER = "n = 1 / n = 200 passages, SQuAD, Table 3"
+ABLATE, KNOW = "`python bench/ablations.py`", "`python bench/knowledge.py`"
+CLAIMS = [  # (claim, the paper's number, files -> (ours, verdict) or None, command)
+    ("Sleep keeps what fine-tuning loses", f"48.1 / 44.3 against 33.4 / 32.0 ({PAPER})", against("sft"), KNOW),
+    ("Sleep is better than SEAL", f"48.1 / 44.3 against 46.7 / 43.2 ({PAPER})", against("seal"), KNOW),
+    ("Sleep is better than GRPO", "79.2 against 76.4 (AIME-24, Qwen3-8B, Table 2)", against("grpo"), KNOW),
+    ("Sleep is better than OPSD, self-distillation without expansion", "79.2 against 76.6 (Table 1)", against("opsd"), KNOW),
+    ("Test-time training is no substitute", "80 against 10 (few-shot ARC, Table 4)", against("ttt"), KNOW),
+    ("Expansion helps", "79.2, without 78.2 (Table 1)", without("no expansion"), ABLATE),
+    ("Imitation helps", "79.2, without 76.8 (Table 1)", without("no imitation"), ABLATE),
+    ("The semantic reward helps", "79.2, without 78.9; 69.0, without 69.2 (Table 1)", without("lexical reward only"), ABLATE),
+    ("Dreaming helps", f"48.9 / 46.2, without 35.7 / 36.2 ({PAPER})", without("no dreaming"), ABLATE),
+    ("Choosing dreams by the norm of their gradient helps", f"48.9 / 46.2, without 47.1 / 45.2 ({PAPER})",
+     minus("gradient norm (24 dreams)", "random selection (24 dreams)"), ABLATE),
+    ("One random expert while dreaming helps", f"48.9 / 46.2, without 48.0 / 44.7 ({PAPER})",
+     minus("random expert (24 dreams)", "24 dreams"), ABLATE),
+    ("More memory levels help: nightly experts move into a slower one", f"2 levels 48.1 / 44.3, 4 levels 48.9 / 46.2 ({PAPER})",
+     minus("every 2 nights", "sleep", 4), ABLATE),
+    ("Class-incremental: sleep is better than EWC and InCA", "in this order on all three sets (Figure 3)", classes("ewc", "inca"),
+     "`python bench/class_incremental.py`"),
+    ("Replay dreams of the old self", "not ablated", without("no replay"), ABLATE),
+    ("A gate (ours)", "an open router", without("no gate"), ABLATE),
+]
 
 
 def claims():
@@ -164,8 +170,8 @@ def claims():
     files = {name: read(name) for name in ("ablations.json", "knowledge.json", *(f"classes-{n}.json" for n in topics.SETS))}
     head = ["claim", "the paper", "ours (95 % interval, paired by seed)", "does it replicate?", "command"]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for claim, paper, how, command in CLAIMS:
-        ours, verdict = measured(how, files) or ("not measured yet", "")
+    for claim, paper, measured, command in CLAIMS:
+        ours, verdict = measured(files) or ("not measured yet", "")
         rows.append(f"| {claim} | {paper} | {ours} | {verdict} | {command} |")
     return rows
 

@@ -45,9 +45,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
 
 def main(argv):
     o, rows, base = flags.parse(argv, __doc__, FLAGS, "scale.py"), {}, ""
-    if not all(n.isdecimal() and int(n) for n in o.processes.split(",")):
-        flags.fail(f"--processes={o.processes}: expected whole numbers with commas between them", "scale.py")
-    for n in map(int, o.processes.split(",")):
+    for n in flags.numbers(o.processes, "processes", "scale.py", 1):
         folder = lambda name: os.path.join(o.work, f"{time.time():.0f}-{name}-{n}")
         out = folder("born")
         born, _, _ = life(n, out, "--method=none")

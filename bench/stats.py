@@ -8,8 +8,8 @@ T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8:
 
 
 def read(name):
-    """A result file of bench/results, or None if it has not been made yet."""
-    path = os.path.join(RESULTS, name)
+    """A result file of bench/results (or anywhere, by its path), or None if it has not been made yet."""
+    path = name if os.path.dirname(name) else os.path.join(RESULTS, name)
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as f:
@@ -27,6 +27,11 @@ def interval(values):
     """Mean and half-width of the 95 % confidence interval (Student's t; more than 10 values: a little too wide)."""
     n = len(values)
     return mean(values), T95.get(n - 1, 2.262) * stdev(values) / n ** 0.5 if n > 1 else float("nan")
+
+
+def gap(differences):
+    """"+0.020 ± 0.010": mean and 95 % half-width."""
+    return "{:+.3f} ± {:.3f}".format(*interval(differences))
 
 
 def verdict(differences):

@@ -135,6 +135,23 @@ def allowed(name, text, flags=FLAGS, script="sleep.py"):
     return kind(number)
 
 
+def numbers(text, name, script, least=0):
+    """"1,2,3" -> [1, 2, 3]."""
+    if not all(word.isdecimal() and int(word) >= least for word in text.split(",")):
+        fail(f"--{name}={text}: expected whole numbers from {least} on, with commas between them", script)
+    return [int(word) for word in text.split(",")]
+
+
+def guarded(main, script):
+    """main(argv) of a script of bench/ that keeps what it has finished: whatever can go wrong outside it ends in one line."""
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        fail("interrupted: run the same command again, finished lives are kept", script)
+    except (OSError, ValueError) as e:
+        fail(str(e), script)
+
+
 def resumed(a, argv):
     """The flags of the life in --out_dir. They were checked when it began; a damaged file is refused."""
     path = os.path.join(a.out_dir, "args.json")

@@ -10,15 +10,15 @@ import re
 
 from data import clinc
 
-SETS = {  # name: (classes a task, tasks the base is trained on, words kept of a text, files, where they come from)
-    "clinc150": (15, 3, 40, "train.tsv, val.tsv, test.tsv", "github.com/clinc/oos-eval, one 'text<TAB>intent' a line"),
-    "dbpedia": (10, 2, 28, "train.tsv, test.tsv", "DBPedia Classes, one 'text<TAB>l1<TAB>l2<TAB>l3' a line under a header line"),
-    "banking77": (11, 2, 40, "train.csv, test.csv", "github.com/PolyAI-LDN/task-specific-datasets, columns text,category"),
+SETS = {"clinc150": (15, 3, 40), "dbpedia": (10, 2, 24), "banking77": (11, 2, 40)}   # classes a task, the base's tasks, words kept
+TABLES = {  # the sets that are tables: (columns, which is the label, delimiter, ending, where they come from)
+    "dbpedia": (["text", "l1", "l2", "l3"], "l2", "\t", "tsv", "DBPedia Classes, a table of text, l1, l2, l3 between tabs"),
+    "banking77": (["text", "category"], "category", ",", "csv", "github.com/PolyAI-LDN/task-specific-datasets"),
 }
 
 
-def rows_of_file(path, columns, delimiter, where):
-    """[(line number, row)] of a table with a header line. Raises FileNotFoundError or ValueError naming file and line."""
+def table(path, columns, label, delimiter, where):
+    """A table with a header line -> {label: [texts]}. Raises FileNotFoundError or ValueError naming file and line."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file {path}: put it there ({where}) or change --data_dir")
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -38,7 +38,10 @@ def rows_of_file(path, columns, delimiter, where):
             raise ValueError(f"{path}, line {n}: expected {expected!r}, found {delimiter.join(row)[:60]!r}")
     if len(rows) == 1:
         raise ValueError(f"{path}: no rows under the header {expected!r}")
-    return rows[1:]
+    found = {}
+    for _, row in rows[1:]:
+        found.setdefault(spoken(row[columns.index(label)]), []).append(" ".join(row[columns.index("text")].split()))
+    return found
 
 
 def spoken(name):
@@ -46,31 +49,22 @@ def spoken(name):
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").replace("?", "").strip().lower()
 
 
-def table(path, columns, delimiter, text, label, where):
-    """One file -> {label: [texts]}."""
-    found = {}
-    for _, row in rows_of_file(path, columns, delimiter, where):
-        found.setdefault(spoken(row[columns.index(label)]), []).append(" ".join(row[columns.index(text)].split()))
-    return found
-
-
 def read(name, folder):
     """{split: {label: [texts]}} of one of SETS. Raises FileNotFoundError or ValueError naming file, line and what is expected."""
-    *_, words, files, where = SETS[name]
+    *_, words = SETS[name]
     if name == "clinc150":
         data = {s: {clinc.label_text(k): v for k, v in clinc.read_split(folder, s).items()} for s in clinc.SPLITS}
     else:
-        columns, label, mark, ending = {"dbpedia": (["text", "l1", "l2", "l3"], "l2", "\t", "tsv"),
-                                        "banking77": (["text", "category"], "category", ",", "csv")}[name]
-        data = {s: table(os.path.join(folder, f"{s}.{ending}"), columns, mark, "text", label, where) for s in ("train", "test")}
+        columns, label, delimiter, ending, where = TABLES[name]
+        data = {s: table(os.path.join(folder, f"{s}.{ending}"), columns, label, delimiter, where) for s in ("train", "test")}
         data["val"] = {k: v[9::10] for k, v in data["train"].items() if len(v) > 9}
         data["train"] = {k: [t for i, t in enumerate(v) if i % 10 != 9] for k, v in data["train"].items()}
     strange = sorted(set(data["test"]) - set(data["train"]))
     if strange:
-        path = os.path.join(folder, files.split(", ")[-1])
+        path = os.path.join(folder, f"test.{TABLES[name][3] if name in TABLES else 'tsv'}")
         raise ValueError(f"{path}: classes that the training file lacks: {', '.join(strange[:5])}")
     cut = lambda text: " ".join(text.split()[:words])
-    data = {s: {k: [cut(t) for t in texts] for k, texts in rows.items()} for s, rows in data.items()}
+    data = {s: {k: [cut(t) for t in rows.get(k, [])] for k in data["train"]} for s, rows in data.items()}
     seen = {t for texts in data["train"].values() for t in texts}     # a text that is in train is no test of anything
     for split in ("val", "test"):
         data[split] = {k: [t for t in texts if t not in seen] for k, texts in data[split].items()}
@@ -79,7 +73,7 @@ def read(name, folder):
 
 def load(name, folder, seed):
     """(data, stages): stages[0] the labels of the base's tasks, then those of a task each, in an order drawn from the seed."""
-    data, (per_task, base_tasks, *_) = read(name, folder), SETS[name]
+    data, (per_task, base_tasks, _) = read(name, folder), SETS[name]
     labels = sorted(data["train"])
     if len(labels) <= per_task * base_tasks:
         raise ValueError(f"{folder}: {len(labels)} classes are too few, expected more than {per_task * base_tasks}")

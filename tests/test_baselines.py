@@ -15,6 +15,7 @@ import seed
 import sleep
 from bench import baselines as B
 from bench import knowledge as K
+from bench.stats import interval
 from data import world as W
 from model import GPT, Config
 from tests import glyphs as G
@@ -138,7 +139,7 @@ def test_metrics_of_hand_made_lives():
 
 
 def test_confidence_interval_by_hand():
-    middle, half = K.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    middle, half = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert middle == 3 and half == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
 
 

@@ -93,7 +93,7 @@ def test_bytes_that_are_no_text(tmp_path):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
-    old, topics.SETS["clinc150"] = topics.SETS["clinc150"], (2, 2, 40, *topics.SETS["clinc150"][3:])
+    old, topics.SETS["clinc150"] = topics.SETS["clinc150"], (2, 2, 40)
     o = K.parse([f"--data_dir={clinc_folder(folder / 'data')}", f"--work={folder}", "--base_steps=60", "--steps=4",
                  "--class_steps=3", "--class_dreams=4", "--class_replay=4"])
     s = K.beginning(o, 1, "test")
@@ -117,21 +117,23 @@ def test_every_method_lives_two_toy_days_and_sees_no_other_text(name, toy, monke
     monkeypatch.setattr(clinc150, "imagine", heard)
     monkeypatch.setattr(K, "imagine", heard)
     monkeypatch.setattr(toy, "enc", enc)
+    everything = [label for stage in s.stages for label in stage]
+    exams = {t for split in ("val", "test") for t, _ in s.rows(split, everything)}
+    assert len(exams) == 2 * 2 * 2 * len(everything)
     s.enc, model, memory = enc, copy.deepcopy(s.base), {}
     for s.night in (1, 2):
+        day = s.rows("train", s.stages[s.night])
         seen.clear(), dreamt.clear()
-        day = {label: s.data["train"][label] for label in s.stages[s.night]}
         K.METHODS[name][0](s, model, day, memory, **K.DEFAULTS.get(name, {}))
         labels = {label for stage in s.stages[:s.night + 1] for label in stage}
-        allowed = labels | {t for texts in day.values() for t in texts} | dreamt
+        allowed = labels | {t for t, _ in day} | dreamt
         if s.night == 1 and name in ("sleep", "ewc", "inca", "replay"):
             allowed |= {t for t, _ in s.base_rows}                   # the end of the base's own training
         if name == "replay":
             allowed |= {t for t, _ in memory["rows"]}
         assert seen <= allowed, (name, sorted(seen - allowed)[:3])
-        every = {t for split in ("val", "test") for texts in s.data[split].values() for t in texts}
-        assert not seen & (every - dreamt)
-    text = {t for texts in s.data["train"].values() for t in texts} & strings(memory)
+        assert not seen & (exams - dreamt)
+    text = {t for t, _ in s.rows("train", everything)} & strings(memory)
     assert bool(text) == (K.METHODS[name][1] == "text") and all(torch.isfinite(t).all() for t in model.state_dict().values())
     row = K.exam(s, model, memory, 2)
     assert all(0 <= r <= 1 for r in row[:3]) and row[3:] == [None] * (len(row) - 3)
@@ -160,8 +162,7 @@ def test_what_the_router_hears_is_the_mean_over_labels_of_mean_and_covariance(to
 def test_sleep_leaves_the_base_as_it_was_and_dreams_alone_move_the_slow_level(toy):
     s, model, memory = toy, copy.deepcopy(toy.base), {}
     s.night = 1
-    day = {label: s.data["train"][label] for label in s.stages[1]}
-    K.asleep(s, model, day, memory)
+    K.asleep(s, model, s.rows("train", s.stages[1]), memory)
     new = dict(model.named_parameters())
     assert all(torch.equal(p, new[k]) for k, p in s.base.named_parameters())           # experts are buffers
     assert model.blocks[0].levels[clinc150.SLOW].n_experts == 1 and model.blocks[0].levels[clinc150.FAST].n_experts == 0
@@ -169,16 +170,28 @@ def test_sleep_leaves_the_base_as_it_was_and_dreams_alone_move_the_slow_level(to
 
 
 def test_metrics_of_a_hand_made_life():
-    exams = [[0] * 4, [0] * 2, []]                                   # stage 2 has no rows
-    m = K.metrics([[1.0, None, None], [0.5, 1.0, None], [0.75, 0.5, None]], exams)
-    assert m["final"] == pytest.approx((0.75 * 4 + 0.5 * 2) / 6) and m["base_kept"] == 0.75
-    assert m["average_incremental"] == pytest.approx((1.0 + 4 / 6 + 4 / 6) / 3)
-    assert m["ACC"] == pytest.approx(0.625) and m["BWT"] == pytest.approx((-0.25 - 0.5) / 2)
+    exams = [[0] * 4, [0] * 2, [0] * 2]
+    m = K.metrics([[1.0, None, None], [0.5, 1.0, None], [0.75, 0.5, 1.0]], exams)
+    assert m["final"] == pytest.approx((0.75 * 4 + 0.5 * 2 + 1.0 * 2) / 8) and m["base_kept"] == 0.75
+    assert m["average_incremental"] == pytest.approx((1.0 + 4 / 6 + 0.75) / 3)
+    assert m["ACC"] == pytest.approx(0.75) and m["BWT"] == pytest.approx((-0.25 - 0.5) / 2)
     assert m["forgetting"] == pytest.approx((0.25 + 0.5) / 2)
 
 
+def test_a_stage_without_exam_rows_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40))
+    folder = clinc_folder(tmp_path / "data")
+    stages = topics.load("clinc150", str(folder), 1)[1]
+    rows = (folder / "test.tsv").read_text().splitlines(True)
+    (folder / "test.tsv").write_text("".join(r for r in rows if r.split("\t")[1].strip()[4:] not in
+                                             {label.split()[1] for label in stages[1]}))
+    o = K.parse([f"--data_dir={folder}", f"--work={tmp_path}"])
+    with pytest.raises(ValueError, match="no test rows for any of ask"):
+        K.beginning(o, 1, "test")
+
+
 def test_the_script_resumes_and_the_search_sees_validation_rows_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40, *topics.SETS["clinc150"][3:]))
+    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40))
     argv = [f"--data_dir={clinc_folder(tmp_path / 'data')}", f"--work={tmp_path}/w", f"--result={tmp_path}/r.json", "--seeds=1",
             "--base_steps=4", "--steps=2", "--class_steps=2", "--class_dreams=2", "--class_replay=2"]
     lived, splits = [], []
@@ -211,9 +224,9 @@ def test_a_gpt2_as_base(tmp_path, monkeypatch):
     """--init_from: GPT-2's file, its tokenizer, learned positions and no convolution; days and nights as for any other base."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("safetensors")
-    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40, *topics.SETS["clinc150"][3:]))
+    monkeypatch.setitem(topics.SETS, "clinc150", (2, 2, 40))
     folder = clinc_folder(tmp_path / "data", THINGS[:6])
-    enc = K.encoding(K.train_bpe([t for t, _ in K.rows_of(topics.read("clinc150", str(folder))["train"])], 300), "small")
+    enc = K.encoding(K.train_bpe([t for v in topics.read("clinc150", str(folder))["train"].values() for t in v], 300), "small")
     config = transformers.GPT2Config(vocab_size=enc.n_vocab - 4, n_positions=160, n_embd=64, n_layer=2, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     monkeypatch.setattr(K.sleep, "tokenizer", lambda a: enc)

@@ -340,7 +340,7 @@ def test_rows_behind_a_prefix_read_it_where_it_lies(style):
                 who = {"extra": {1: extra[i:i + 1]}} if "extra" in kw else kw
                 close(out[i], model(torch.tensor([prefixes[i // 2] + more[i].tolist()]), **who)[0, -8:])
             assert all(a.data_ptr() == b["k"].data_ptr() for a, b in
-                       ((own["before"][0], old) for own, old in zip(rows["blocks"], cache["blocks"])))
+                       ((own["prefix"][0], old) for own, old in zip(rows["blocks"], cache["blocks"])))
 
 
 def test_too_long_a_text_is_refused():
