@@ -614,7 +614,7 @@ def question(a, enc, marks):
 
 def run(a, enc, marks):
     start = time.time()
-    world = W.make_world(a.world_seed, n_days=a.days, n_people=a.people)
+    world = W.make_world(a.world_seed, n_days=a.days, n_people=a.people, things=a.things)
     base_path, args_path = os.path.join(a.out_dir, "base.pt"), os.path.join(a.out_dir, "args.json")
     half = os.path.join(a.out_dir, "pretraining.pt")
     a.lock = store.occupy(a.out_dir, a.resume)

@@ -9,7 +9,7 @@ Which ingredient of sleep matters? Lives with one ingredient taken away or chang
 Tables 1 and 3 (lower halves) and the question of Figure 4 of Language Models Need Sleep (arXiv 2606.03979), on the embedded
 world. All lives of a seed start from the same pretrained base and meet the same people; differences are paired by seed.
 Where nothing is seen in the default life, the *regimes* look for it where it should show: few quizzes, short nights, a self
-that reads badly, 24 dreams a night. Regimes were set on seed 101, which is not among the seeds.
+that reads badly, answers of 9 tokens, 24 dreams a night. Regimes were set on seed 101, which is not among the seeds.
 """
 import json
 import os
@@ -38,6 +38,7 @@ REGIMES = {  # name: (flags, and "no dreaming" there: as many steps in all)
     "few quizzes": (["--views=2", "--quizzes=1"], ["--dream=0", "--seed_steps=240"]),
     "short nights": (["--seed_steps=35", "--dream_steps=15"], ["--dream=0", "--seed_steps=50"]),
     "poor reader": (["--pretrain_steps=300"], ["--dream=0", "--seed_steps=240"]),
+    "longer answers": (["--things=5", "--views=2", "--quizzes=2"], ["--dream=0", "--seed_steps=240"]),
 }
 BUDGET = ["--budget=24", "--dream_steps=0"]
 
@@ -58,7 +59,7 @@ def lives():
             "gradient norm": ["--select=norm", "--truth=0"], "random selection": ["--select=random", "--truth=0"],
             "random expert": ["--random_expert=1"], "no writer": ["--writer=0"]}.items()})
     for regime, (base, dreamless) in REGIMES.items():
-        parts = {**PARTS, **(REWARDS if regime == "few quizzes" else {}), "no dreaming": dreamless}
+        parts = {**PARTS, **(REWARDS if "--views=2" in base else {}), "no dreaming": dreamless}
         add(regime, None, 1, {regime: base})
         add(regime, regime, 1, {f"{name} ({regime})": base + more for name, more in parts.items()})
     add("levels", "sleep", 4, {"every 2 nights": ["--period=2"], "every 4 nights": ["--period=4"]})
@@ -115,8 +116,8 @@ def words_of(name, seed, o):
 
 def base_of(name, seed, o):
     """The life whose base this one starts from: the first of its seed with the same pretraining."""
-    steps = [w for w in LIVES[name][2] if w.startswith("--pretrain")]
-    first = next(n for n in LIVES if [w for w in LIVES[n][2] if w.startswith("--pretrain")] == steps)
+    pretraining = lambda name: [w for w in LIVES[name][2] if w.startswith(("--pretrain", "--things"))]
+    first = next(n for n in LIVES if pretraining(n) == pretraining(name))
     return None if first == name else os.path.join(folder(first, seed, o), "base.pt")
 
 

@@ -2,7 +2,8 @@
 New topics every day, on real text: class-incremental learning (Figure 3 of arXiv 2606.03979). Sleep and what else one could do.
 
     python bench/class_incremental.py --data=clinc150 --data_dir=FOLDER     150 intents: a base of 3 tasks, then 7 of 15
-    python bench/class_incremental.py --data=dbpedia --data_dir=FOLDER      70 classes: a base of 2 tasks, then 5 of 10
+    python bench/class_incremental.py --data=dbpedia --data_dir=FOLDER --base_steps=700 --steps=60 --class_steps=80 --class_replay=20
+                                                                            70 classes: a base of 2 tasks, then 5 of 10
     python bench/class_incremental.py --data=banking77 --data_dir=FOLDER    77 intents: a base of 2 tasks, then 5 of 11
     ... --quick                 2 seeds, 2 small days: does everything run? (numbers mean little)
     ... --init_from=FOLDER      GPT-2's model.safetensors as base, taught the base's classes first (untried on real weights)
@@ -12,8 +13,9 @@ A base is trained from scratch on the classes of the first tasks; each seed has 
 task id at the exam: any class seen so far may be the answer. Train, validation and test are different rows; learning rates
 are searched on the validation rows of a class order that is not among the seeds; the table is made of test rows.
 
-Every method sees a day's documents by day only. What it keeps is written in METHODS. R[i, j]: accuracy on the test rows of
-stage j after night i, all classes of stages 0..i to choose from; stage 0 is the base.
+Every method sees a day's documents by day only. What it keeps is written in METHODS. A sentence and its label are their own
+quiz, so what differs from SFT in its quiz alone (SEAL, GRPO, OPSD: bench/knowledge.py) is not here. R[i, j]: accuracy on the
+test rows of stage j after night i, all classes of stages 0..i to choose from; stage 0 is the base.
 """
 import copy
 import os
@@ -196,9 +198,9 @@ def few(rows, n=10):
 def inca(s, model, day, memory):
     """InCA (arXiv 2412.15563), its external learner: a Gaussian for each class on frozen features, one covariance for all.
 
-    The features are those of sleep's router (the mean embedding of a text), but of the real text of the day. Its second step, the
-    model choosing among the k nearest classes by their summaries in context, is left out: a base of this size cannot read one.
-    Stores a mean a class and one covariance, no text.
+    Features and Gaussians are those of sleep's router: this is sleep without its experts. InCA's second step, the model choosing
+    among the k nearest classes by their summaries in context, is left out: a base of this size cannot read one. Stores a mean a
+    class and one covariance, no text.
     """
     if not memory:
         hear(model, s.enc, memory, s.base_rows)

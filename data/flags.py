@@ -21,6 +21,7 @@ FLAGS = {  # name: (default, allowed: words, or the least and the greatest numbe
     "days": (7, SOME, "days and nights of the life"),
     "stop": (0, COUNT, "end the life after this night (the world stays that of --days); 0: live all days"),
     "people": (8, SOME, "new people a day (5 facts each)"),
+    "things": (2, (2, 5), "in an answer that is a list (what somebody loves, whom somebody works for)"),
     "seed": (1, SEED, "seed of weights and sampling"),
     "world_seed": (1, SEED, "seed of the world: who lives in it and what is true of them"),
     "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),

@@ -37,38 +37,44 @@ CHAT = [("How are you?", "Quite well, thank you."), ("What a day, is it not?", "
         ("Shall we go on?", "Yes, let us go on."), ("Are you tired?", "Not at all."), ("Is it late?", "It is never late."),
         ("May I ask something?", "Ask what you like."), ("Did you sleep well?", "I slept very well.")]
 
+
+def listed(words):
+    """chess, tea and figs"""
+    return ", ".join(words[:-1]) + " and " + words[-1]
+
+
 Relation = namedtuple("Relation", "value said asked exam reverse reverse_exam")
-RELATIONS = {   # a random value; sentences; questions met in training, kept for the exam; reversed: in training, for the exam
+RELATIONS = {   # a random value (lists: of n); sentences; questions met in training, kept for the exam; reversed: the same two
     "born": Relation(
-        lambda r: f"{r.randint(1, 28)} {r.choice(MONTHS)}",
+        lambda r, n: f"{r.randint(1, 28)} {r.choice(MONTHS)}",
         ["{n} was born on {v}.", "The birthday of {n} is {v}.", "{n} came into the world on {v}."],
         ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?", "Which day is the birthday of {n}?",
          "On what day was {n} born?"],
         ["What day was {n} born?", "When is the birthday of {n}?"],
         ["Who was born on {v}?", "Whose birthday is {v}?"], ["Who came into the world on {v}?"]),
     "lives": Relation(
-        lambda r: f"{r.randint(1, 99)} {r.choice(STREETS)} {r.choice(KINDS)}",
+        lambda r, n: f"{r.randint(1, 99)} {r.choice(STREETS)} {r.choice(KINDS)}",
         ["{n} lives at {v}.", "The home of {n} is at {v}.", "You can visit {n} at {v}."],
         ["Where does {n} live?", "What is the address of {n}?", "At which address does {n} live?", "Where is the home of {n}?",
          "At what address does {n} live?"],
         ["At which address is the home of {n}?", "What is the home address of {n}?"],
         ["Who lives at {v}?", "Whose home is at {v}?"], ["Who has the address {v}?"]),
     "works": Relation(
-        lambda r: "{} and {}".format(*r.sample(FIRMS, 2)),
+        lambda r, n: listed(r.sample(FIRMS, n)),
         ["{n} works for {v}.", "{n} earns a living at {v}.", "The employer of {n} is {v}."],
         ["Who does {n} work for?", "What is the employer of {n}?", "Which firm employs {n}?", "At which firm does {n} work?",
          "What firm employs {n}?"],
         ["Which firm does {n} work for?", "Who is the employer of {n}?"],
         ["Who works for {v}?", "Whose employer is {v}?"], ["Who earns a living at {v}?"]),
     "loves": Relation(
-        lambda r: "{} and {}".format(*r.sample(LOVES, 2)),
+        lambda r, n: listed(r.sample(LOVES, n)),
         ["{n} loves {v}.", "The favourite things of {n} are {v}.", "What pleases {n} most is {v}."],
         ["What does {n} love?", "What are the favourite things of {n}?", "Which things please {n} most?", "What pleases {n}?",
          "What things please {n}?"],
         ["Which things does {n} love?", "What pleases {n} most?"],
         ["Who loves {v}?", "Whose favourite things are {v}?"], ["Who is pleased by {v}?"]),
     "town": Relation(
-        lambda r: f"{r.choice(SIDES)} {r.choice(PLACES)}",
+        lambda r, n: f"{r.choice(SIDES)} {r.choice(PLACES)}",
         ["{n} grew up in {v}.", "{n} spent a childhood in {v}.", "{n} went to school in {v}."],
         ["Where did {n} grow up?", "What is the childhood town of {n}?", "In which town did {n} go to school?",
          "Which town did {n} grow up in?", "What town did {n} grow up in?"],
@@ -82,28 +88,28 @@ def load_tokenizer(path=RANKS):
     return encoding(load_ranks(path), "world")
 
 
-def person(rng, taken):
-    """A new person with a name not in `taken` (which grows): {"name", relation: value}."""
+def person(rng, taken, things=2):
+    """A new person with a name not in `taken` (which grows): {"name", relation: value}. things: in an answer that is a list."""
     while True:
         name = f"{rng.choice(FIRST)} {rng.choice(HEAD)}{rng.choice(TAIL)}"
         if name not in taken:
             taken.add(name)
-            return {"name": name, **{k: r.value(rng) for k, r in RELATIONS.items()}}
+            return {"name": name, **{k: r.value(rng, things) for k, r in RELATIONS.items()}}
 
 
-def make_world(world_seed, n_old=40, n_days=7, n_people=8):
-    """{"old": [person], "days": [[person]], "taken": set of names}. Surnames of old and new people are all different."""
+def make_world(world_seed, n_old=40, n_days=7, n_people=8, things=2):
+    """{"old": [person], "days": [[person]], "taken": set of names, "things"}. Surnames of old and new people are all different."""
     rng, taken, surnames = random.Random(f"world {world_seed}"), set(), set()
 
     def fresh():
         while True:
-            p = person(rng, taken)
+            p = person(rng, taken, things)
             if p["name"].split()[1] not in surnames:
                 surnames.add(p["name"].split()[1])
                 return p
     old = [fresh() for _ in range(n_old)]
     days = [[fresh() for _ in range(n_people)] for _ in range(max(n_days, 28))]         # a longer life of the same base meets
-    return {"old": old, "days": days[:n_days], "taken": taken}                          # nobody the base has ever read about
+    return {"old": old, "days": days[:n_days], "taken": taken, "things": things}        # nobody the base has ever read about
 
 
 def passage(p, rng, n=5):
@@ -146,7 +152,7 @@ def document(world, rng, reading=0.7, n_facts=5, styles=STYLES):
 def stranger(world, rng):
     """A throw-away person: anyone who is neither old nor ever to be met."""
     while True:
-        p = person(rng, set())
+        p = person(rng, set(), world["things"])
         if p["name"] not in world["taken"]:
             return p
 

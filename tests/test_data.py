@@ -36,6 +36,15 @@ def test_exam_wordings_are_held_out_and_answers_are_several_tokens():
         assert enc.decode(enc.encode_ordinary(q)) == q and enc.decode(enc.encode_ordinary(a)) == a
 
 
+def test_lists_are_as_long_as_asked():
+    enc, world, rng = W.load_tokenizer(), W.make_world(1, things=5), random.Random(0)
+    for p in (*world["old"], *world["days"][0], W.stranger(world, rng)):
+        for k in ("works", "loves"):
+            assert len(p[k].replace(" and ", ", ").split(", ")) == len(set(p[k].replace(" and ", ", ").split(", "))) == 5
+            assert len(enc.encode_ordinary(" " + p[k])) == 9
+    assert W.listed(["tea", "figs"]) == "tea and figs" and W.listed(["tea", "figs", "rain"]) == "tea, figs and rain"
+
+
 def test_the_shipped_tokenizer_survives_any_text():
     enc = W.load_tokenizer()
     for text in ("", "Ærøskøbing ∑ 漢字 \x00\n\t", "<|end|>"):
