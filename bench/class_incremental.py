@@ -389,9 +389,9 @@ def main(argv):
     save = lambda: store.write_json(o.result, file)
     done = {(r["method"], r["seed"]) for r in file["runs"]}
     todo = [(m, n) for n in o.seeds for m in o.methods if (m, n) not in done]
-    minutes = len(todo) * (0.1 if o.quick else 4 if o.data == "clinc150" else 2)
+    minutes = len(todo) * (0.1 if o.quick else 3.5)
     print(f"{o.data}: {len(todo)} lives to live. Expect about {minutes:.0f} minutes on one quiet CPU core"
-          + (", and 15 for the search." if o.search and not file["search"] else "."), flush=True)
+          + (", and 25 for the search." if o.search and not file["search"] else "."), flush=True)
     if o.search:
         search(o, save, file)
     for number in dict.fromkeys(n for _, n in todo):
