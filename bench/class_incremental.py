@@ -2,8 +2,8 @@
 New topics every day, on real text: class-incremental learning (Figure 3 of arXiv 2606.03979). Sleep and what else one could do.
 
     python bench/class_incremental.py --data=clinc150 --data_dir=FOLDER     150 intents: a base of 3 tasks, then 7 of 15
-    python bench/class_incremental.py --data=dbpedia --data_dir=FOLDER --base_steps=700 --steps=60 --class_steps=80 --class_replay=20
-                                                                            70 classes: a base of 2 tasks, then 5 of 10
+    python bench/class_incremental.py --data=dbpedia --data_dir=FOLDER      70 classes: a base of 2 tasks, then 5 of 10
+                        --base_steps=700 --steps=60 --class_steps=80 --class_replay=20    as in the README: it has fewer rows
     python bench/class_incremental.py --data=banking77 --data_dir=FOLDER    77 intents: a base of 2 tasks, then 5 of 11
     ... --quick                 2 seeds, 2 small days: does everything run? (numbers mean little)
     ... --init_from=FOLDER      GPT-2's model.safetensors as base, taught the base's classes first (untried on real weights)
@@ -435,7 +435,8 @@ def tables(file):
         for name in dict.fromkeys(r["method"] for r in file["search"]):
             rows, chosen = [r for r in file["search"] if r["method"] == name], best(file["search"], name)
             cells = [" ".join(f"{k} {r[k]:g}" for k in chosen) + f": {r['final']:.3f}" for r in rows]
-            print(f"- {name}: " + ", ".join(f"**{c}**" if {k: r[k] for k in chosen} == chosen else c for c, r in zip(cells, rows)))
+            cells = [f"**{c}**" if {k: r[k] for k in chosen} == chosen else c for c, r in zip(cells, rows)]
+            print(f"- {name}: " + ", ".join(cells))
 
 
 if __name__ == "__main__":

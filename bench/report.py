@@ -158,8 +158,8 @@ CLAIMS = [  # (claim, the paper's number, files -> (ours, verdict) or None, comm
      minus("random expert (24 dreams)", "24 dreams"), ABLATE),
     ("More memory levels help: nightly experts move into a slower one", f"2 levels 48.1 / 44.3, 4 levels 48.9 / 46.2 ({PAPER})",
      minus("every 2 nights", "sleep", 4), ABLATE),
-    ("Class-incremental: sleep is better than EWC and InCA (its first step)", "in this order on all three sets (Figure 3)", classes("ewc", "inca"),
-     "`python bench/class_incremental.py`"),
+    ("Class-incremental: sleep is better than EWC and InCA (its first step)", "in this order on all three sets (Figure 3)",
+     classes("ewc", "inca"), "`python bench/class_incremental.py`"),
     ("Replay dreams of the old self", "not ablated", without("no replay"), ABLATE),
     ("A gate (ours)", "an open router", without("no gate"), ABLATE),
 ]

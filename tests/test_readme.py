@@ -25,13 +25,14 @@ def test_the_default_life(name):
     cut = [after(r, 7) for r in lives]
     row = next(line for line in TEXT.splitlines() if line.replace("*", "").startswith(f"| {name} | "))
     cells = [c.strip() for c in row.replace("*", "").strip("|").split("|")][1:]
-    assert len(lives) == 5 and cells == [cell([c[k] for c in cut]) for k in ("recall", "ACC", "BWT", "old", "reading", "reversed")]
+    columns = ("recall", "ACC", "BWT", "old", "reading", "reversed")
+    assert len(lives) == 5 and cells == [cell([c[k] for c in cut]) for k in columns]
 
 
 def test_clinc150():
     found = json.loads((RESULTS / "clinc150.json").read_text())["sleep"]
-    words = report.short(f"{found['final']:.3f} of all 150 intents after the last night, {found['average_incremental']:.3f} on average")
-    assert words in " ".join(TEXT.split())
+    words = f"{found['final']:.3f} of all 150 intents after the last night, {found['average_incremental']:.3f} on average"
+    assert report.short(words) in " ".join(TEXT.split())
 
 
 def test_every_file_and_script_it_names_is_there():
