@@ -102,11 +102,11 @@ def without(ingredient):
     """The lives that lack it minus those that have it, in the default life and in every regime (ablations.json)."""
     def measured(files):
         found, parts, verdicts = ablations.by_life(files["ablations.json"] or {"runs": []}), [], []
-        for name, (group, nights, _, other) in ablations.LIVES.items():
+        for name, (group, nights, *_) in ablations.LIVES.items():
             if name.split(" (")[0] == ingredient and name in found:
                 d = ablations.differences(found, name, nights, "ACC")
                 if len(d) > 1:
-                    parts.append(f"{'default life' if other == 'sleep' else group} {short(stats.gap(d))}")
+                    parts.append(f"{'default life' if group == 'ingredients' else group} {short(stats.gap(d))}")
                     verdicts.append(stats.verdict(d).split(":")[0])
         if parts:
             whole = "; ".join(dict.fromkeys(verdicts))

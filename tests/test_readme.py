@@ -74,7 +74,9 @@ def test_every_ablation():
             rows = [line for line in TEXT.splitlines() if f"| {name.split(' (')[0]} | {n} |" in line and f"| {gap} |" in line]
             assert len(d) == 5 and any(word in line for line in rows), (name, gap, word)
             held += 1
-    assert held >= 41
+    assert held >= 42
+    lost, half = stats.interval([-x for x in ablations.differences(found, "no replay (more nights)", 5, "old")])
+    assert report.short(f"{lost:.3f} ± {half:.3f}") in TEXT
 
 
 @pytest.mark.parametrize("name", ["clinc150", "dbpedia"])
