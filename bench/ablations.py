@@ -165,7 +165,8 @@ def main(argv):
     if o.table:
         return tables(stored) if stored else fail(f"no results at {o.result}: run without --table first")
     os.makedirs(o.work, exist_ok=True)
-    file = stored or {"command": "", "runs": []}
+    shown = [shlex.quote(w) for w in argv if not w.startswith(("--work", "--result"))]
+    file = stored or {"command": " ".join(["python bench/ablations.py", *shown]), "runs": []}
     done = {(r["life"], r["seed"]) for r in file["runs"]}
     todo = [(n, s) for n in o.only for s in o.seeds if (n, s) not in done]
     first = [(n, s) for n, s in todo if base_of(n, s, o) is None]     # these make the bases of the others
@@ -173,8 +174,6 @@ def main(argv):
     minutes = 0.4 * nights + 1.2 * len(first)
     print(f"{len(todo)} lives to live, {o.jobs} at a time. Expect about {minutes / o.jobs:.0f} minutes on {o.jobs} quiet cores.",
           flush=True)
-    shown = [shlex.quote(w) for w in argv if not w.startswith(("--work", "--result"))]
-    file["command"] = " ".join(["python bench/ablations.py", *shown])
     start, bar = time.time(), tqdm(total=len(todo), unit="life", mininterval=1.0)
     with ThreadPoolExecutor(o.jobs) as pool:
         for wave in (first, [x for x in todo if x not in first]):

@@ -9,11 +9,10 @@ import os
 import sys
 from statistics import mean
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-RESULTS = os.path.join(HERE, "results")
-sys.path.insert(0, os.path.dirname(HERE))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from bench import stats
 from bench.ablations import after
-from bench.stats import pm
+from bench.stats import RESULTS, pm
 NAMES = {"full": "full context", "truncation": "truncation", "hidden": "hidden states, all layers (Absorber)",
          "last layer": "hidden states, last layer", "logits": "token distributions (KL)", "labels": "cross-entropy on Y's labels",
          "ttt": "TTT on X", "ttt items": "TTT on X, item by item",
@@ -52,13 +51,8 @@ def by_method(found):
 def lives(runs):
     """{name: [life]}: absorb from this result file, the others from the default life's."""
     known = {"absorb": results(runs, "life")}
-    path = os.path.join(RESULTS, "ablations.json")
-    if os.path.isfile(path):
-        with open(path) as f:
-            others = json.load(f)["runs"]
-        for name in ("none", "sft", "sleep"):
-            known[name] = [r for r in others if r["life"] == name]
-    return known
+    others = (stats.read("ablations.json") or {"runs": []})["runs"]
+    return {**known, **{name: [r for r in others if r["life"] == name] for name in ("none", "sft", "sleep")}}
 
 
 def tables(runs):
@@ -94,7 +88,7 @@ def tables(runs):
         print(f"\n## {nights} nights\n")
         rows = {name: [{**after(r, nights), "more": r["params_after"] - r["params_before"],
                         "s/night": (r["seconds"]["seed"] + r["seconds"]["dream"]) / len(r["R"])} for r in some]
-                for name, some in known.items()}
+                for name, some in known.items() if some}
         table(rows, {"recall": "recall next morning", "ACC": "ACC", "BWT": "BWT", "old": "old", "reading": "reading",
                      "s/night": "s a night", "more": "extra parameters"}, "life", 3)
         for r in known["absorb"]:

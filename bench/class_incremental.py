@@ -22,6 +22,7 @@ import os
 import random
 import sys
 import time
+import zlib
 from statistics import mean
 from types import SimpleNamespace
 
@@ -300,7 +301,8 @@ def beginning(o, seed, split):
     if o.rows:
         s.exams = [random.Random(seed).sample(e, min(o.rows, len(e))) for e in s.exams]
     s.base_rows = s.rows("train", stages[0])
-    path = os.path.join(o.work, f"{o.data}-{seed}-{o.base_steps}{'-gpt2' * (o.init_from != 'scratch')}.pt")
+    made_of = zlib.crc32(repr((s.base_rows, o.init_from, o.base_steps, o.base_lr)).encode())  # another base, another file
+    path = os.path.join(o.work, f"{o.data}-{seed}-{made_of:08x}.pt")
     if os.path.isfile(path):
         s.base, _ = sleep.load(path)
     else:
@@ -371,10 +373,13 @@ def main(argv):
     data = topics.read(o.data, o.data_dir)                           # whatever is wrong with the files is said now
     torch.set_num_threads(o.threads)
     os.makedirs(o.work, exist_ok=True)
-    settings = {k: getattr(o, k) for k in ("data", "days", "rows", "base_steps", "steps", "class_steps", "class_dreams",
-                                           "class_replay")}
+    settings = {k: getattr(o, k) for k in ("data", "days", "rows", "base_steps", "base_lr", "steps", "class_steps",
+                                           "class_dreams", "class_replay")}
     settings["base"] = "scratch" if o.init_from == "scratch" else "gpt2"
-    file = {"command": "", **settings, "threads": o.threads, "device": "cpu", "search": [], "runs": [], "references": [],
+    hidden = ("--work", "--result", "--data_dir", "--init_from")     # where things lie on this machine is nobody's business
+    command = " ".join(["python bench/class_incremental.py", *(w for w in argv if not w.startswith(hidden)),
+                        "--data_dir=FOLDER", *(["--init_from=FOLDER"] if settings["base"] == "gpt2" else [])])
+    file = {"command": command, **settings, "threads": o.threads, "device": "cpu", "search": [], "runs": [], "references": [],
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
             "all_rows": {s: sum(map(len, rows.values())) for s, rows in data.items()},
             "rows_a_class": [min(map(len, data["train"].values())), max(map(len, data["train"].values()))]}
@@ -383,9 +388,6 @@ def main(argv):
         other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
         if other:
             fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
-    hidden = ("--work", "--result", "--data_dir", "--init_from")     # where things lie on this machine is nobody's business
-    file["command"] = " ".join(["python bench/class_incremental.py", *(w for w in argv if not w.startswith(hidden)),
-                                "--data_dir=FOLDER", *(["--init_from=FOLDER"] if settings["base"] == "gpt2" else [])])
     save = lambda: store.write_json(o.result, file)
     done = {(r["method"], r["seed"]) for r in file["runs"]}
     todo = [(m, n) for n in o.seeds for m in o.methods if (m, n) not in done]

@@ -257,7 +257,7 @@ def base_of(o, number, enc, marks, world):
     a = sleep.parse([f"--seed={number}", f"--world_seed={number}"])
     a.pretrain_steps = o.pretrain_steps or a.pretrain_steps
     a.torch_device = torch.device("cpu")
-    path = os.path.join(o.work, f"base-{number}{'-quick' * o.quick}.pt")
+    path = os.path.join(o.work, f"base-{number}-{a.pretrain_steps}.pt")
     if not os.path.isfile(path):
         print(f"seed {number}: pretraining the base", flush=True)
         sleep.save(path, sleep.born(a, enc, marks, world))
@@ -313,14 +313,13 @@ def main(argv):
     os.makedirs(o.work, exist_ok=True)
     settings = {"nights": o.nights, "tokens": o.tokens, "singles": o.singles, "searched": bool(o.search), "quick": o.quick}
     command = " ".join(["python bench/knowledge.py", *(w for w in argv if not w.startswith(("--work", "--result")))])
-    file = {**settings, "threads": o.threads, "device": "cpu", "search": [], "longer": [], "runs": [],
+    file = {"command": command, **settings, "threads": o.threads, "device": "cpu", "search": [], "longer": [], "runs": [],
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
     if stored:
         file = stored
         other = [f"{k}={file.get(k)}" for k, v in settings.items() if file.get(k) != v]
         if other:
             fail(f"{o.result} holds lives with other settings ({', '.join(other)}): use them, or name another --result")
-    file["command"] = command
     save = lambda: store.write_json(o.result, file)
     enc = W.load_tokenizer()
     marks = seeding.Marks(*(enc.encode_single_token(s) for s in sleep.SPECIAL))

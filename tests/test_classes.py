@@ -204,6 +204,12 @@ def test_the_script_resumes_and_the_search_sees_validation_rows_alone(tmp_path, 
     assert len(lived) == 6 and lived[-1] == ("joint", 1)
     file = json.loads((tmp_path / "r.json").read_text())
     assert str(tmp_path) not in json.dumps(file) and {r["method"] for r in file["runs"]} == {"sft", "none", "joint"}
+    assert "--methods=sft,none " in file["command"]                  # that which made the file, not the one that went on with it
+    (tmp_path / "data" / "train.tsv").write_text((tmp_path / "data" / "train.tsv").read_text().replace("find", "seek"))
+    K.main([*argv, "--methods=sft,none,joint"])                      # nothing to do, so no base is made
+    assert len(list((tmp_path / "w").glob("*.pt"))) == 2
+    K.main([*argv[:2], f"--result={tmp_path}/other.json", *argv[3:], "--methods=none"])
+    assert len(list((tmp_path / "w").glob("*.pt"))) == 3             # other text: a base of its own
     assert "| joint | all text at once | 1 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         K.main([*argv, "--steps=3"])
