@@ -1,210 +1,339 @@
 """
-dream.py: Dreaming, the second half of a night.
+dream.py: what the self tells itself.
 
-Chapter three of nanoSleep (Language Models Need Sleep, arXiv 2606.03979, section 3.4, after SEAL, arXiv 2506.10943). The self
-writes its own curriculum, finds out which dreams make it better, and learns to dream such dreams:
+Chapter three of nanoSleep ([S] = Language Models Need Sleep, arXiv 2606.03979, section 3.4, after
+SEAL, arXiv 2506.10943). The self that holds the day writes quizzes about it; Knowledge Seeding
+(seed.py) learns them. Then it finds out which dreams make it better, and learns to dream such:
 
-    write       dreams of the day in all the styles it knows, an extra random expert awake in every router
-    importance  w(i) = || grad L(dream i) ||, or its cosine to the gradient of a quiz it wrote itself
+    write       questions and answers of the day, in all the styles the self knows
+    importance  w(i) = || grad L(dream i) ||, or its cosine to the gradient of a self-made quiz
     choose      the top k by importance and b at random
     trial       every chosen dream is learnt by an isolated throw-away copy of the self
-    reward      1 if the copy does better on the quiz than before, else 0                                     ([S] Eq. 5)
-    ReST-EM     the writer is fine-tuned on the dreams that were rewarded: tomorrow it dreams more like them
-    curriculum  self-play: the self that holds the day asks, the self without it answers; learn next what is neither known
-                nor hopeless. The same rule picks which old memories are rehearsed
+    reward      1 if the copy does better on the quiz than before, else 0               ([S] Eq. 5)
+    ReST-EM     the writer is fine-tuned on the rewarded dreams: tomorrow it dreams more like them
+    curriculum  self-play: learn next what is neither known nor hopeless
 
-There are no human labels: the score is agreement with the self that still holds the day in context. An isolated copy is a
-throw-away expert of its own (`unlock(level, n)`): n trials run in one batch, each token through its own row's expert.
+There are no human labels: the score is agreement with the self that holds the day.
+
+Simplifications. An isolated copy is a throw-away expert of its own (`unlock(TRIAL, n)`): n trials
+run in one batch, each row through its own expert. [S] rewards any gain; nearly every true dream
+gains a little, so we ask for more than the average trial of the night.
 """
+from collections import namedtuple
+
 import torch
 import torch.nn.functional as F
 
 from data import team
-from model import generate, pad_rows
-from seed import closed_book, replay_drift, split_questions, subset, unpack
+from data.engine import generate, pad_rows
+from model import FAST, TRIAL
+
+VIEWS = 4                           # shuffled readings of a passage that the teacher averages over
+TEMPERATURE = 0.85                  # of the self that asks itself: higher misspells more names
+ASKING = 64                         # tokens of a document of questions
+DREAM = 128                         # tokens of a replay dream
+CHOSEN, AT_RANDOM = 24, 8           # dreams tried a night: by importance, and by chance
+POOL, QUIZ = 192, 24                # dreams importance chooses from; quizzes they are tried on
+TRIAL_STEPS, TRIAL_LR = 4, 0.01     # Adam, on an isolated copy
+WRITER_STEPS, WRITER_LR = 16, 3e-3  # Adam, ReST-EM
+FLOOR = 0.05                        # of the curriculum: nothing is never drawn
+
+Quizzes = namedtuple("Quizzes", "ids start length passage begin end wording thing recalled since "
+                     "target", defaults=[None] * 7)
+# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and with
+# <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): where, counted
+# from <bos>, the question becomes specific; wording (N, T): words that name nothing; thing (N,):
+# what it is about; recalled (N,): answered from memory; since (N,): where it wakes the new expert;
+# target (N, A, V): the teacher's log-probabilities of the A answer tokens
+
+Teacher = namedtuple("Teacher", "model readings cache held awake")
+# readings: the day's passages as contexts, VIEWS a passage, and their cache; held: the cache that
+# answers (of the readings, or of nothing if the day was studied); awake: the expert that studied
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Write: dreams of the day, in every style the self knows
+# --------------------------------------------------------------------------------------------------
+# Quizzes
 
-def write_dreams(teacher, views, n_views, marks, n, max_new, writer=None, random_level=None, temperature=1.0):
-    """Unique dreams [(passage, question, answer)] sampled with the day in context, n for each view of each passage.
+def pack(pairs, device):
+    """[(passage, question ids, answer ids)] -> Quizzes."""
+    ids, length = pad_rows([[*q, *a] for _, q, a in pairs], device)
+    start = torch.tensor([len(q) for _, q, _ in pairs], device=device)
+    passage = torch.tensor([p for p, _, _ in pairs], device=device)
+    return Quizzes(ids, start, length, passage)
 
-    writer: the level whose expert 0 has learnt to dream (see `rest_em`); awake from the first token on, once there is one.
-    random_level: there, each dream also gets one old expert picked at random: novel synthesis ([S] 3.4).
-    The gates of earlier nights are shut, or an older memory would answer for what stands in the context.
+
+def unpack(z):
+    """The inverse of pack: [(passage, question ids, answer ids)]."""
+    rows = zip(z.passage.tolist(), z.ids.tolist(), z.start.tolist(), z.length.tolist())
+    return [(p, tuple(ids[:start]), tuple(ids[start:length])) for p, ids, start, length in rows]
+
+
+def take(z, index):
+    """The quizzes at an index: numbers, or True and False."""
+    return Quizzes(*(None if t is None else t[index] for t in z))
+
+
+def question_mask(z):
+    """(N, T-1) True where ids[:, 1:] is a word of the question or <answer>."""
+    return torch.arange(1, z.ids.shape[1], device=z.ids.device) < z.start[:, None]
+
+
+def answer_mask(z):
+    """(N, T-1) True where ids[:, 1:] belongs to the answer, <end> included."""
+    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
+    return (at >= z.start[:, None]) & (at < z.length[:, None])
+
+
+def closed_book(z, marks):
+    """Quizzes behind <bos> alone, as student input (N, T): states 1.. predict ids[:, 1:]."""
+    return torch.cat([torch.full_like(z.ids[:, :1], marks.bos), z.ids[:, :-1]], 1)
+
+
+def split_questions(row, marks):
+    """The well-formed (<ask> question <answer>, answer <end>) pairs in a row of ids."""
+    pairs, start, middle = [], None, None
+    for i, token in enumerate(row):
+        if token == marks.ask:
+            start, middle = i, None
+        elif token == marks.answer and start is not None and middle is None:
+            middle = i
+        elif token == marks.end and start is not None and middle is not None:
+            if middle - start > 1 and i - middle > 1:
+                pairs.append((tuple(row[start:middle + 1]), tuple(row[middle + 1:i + 1])))
+            start = None
+    return pairs
+
+
+# --------------------------------------------------------------------------------------------------
+# Write: the self that holds the day asks itself
+
+def views_of(passages, marks, rng, n=VIEWS):
+    """Each passage (a list of sentences of ids) as n contexts with its sentences shuffled."""
+    return [[marks.bos, *(t for s in rng.sample(p, len(p)) for t in s)]
+            for p in passages for _ in range(n)]
+
+
+def write(teacher, marks, n, writer=True, random_expert=False):
+    """Unique dreams [(passage, question, answer)], n documents for each view of each passage.
+
+    writer: the expert that has learnt to dream (`rest_em`) is awake, once there is one.
+    random_expert: each view also wakes one old expert picked at random ([S] 3.4, novel synthesis).
+    The gates of earlier nights are shut: an older memory would answer for what is read here.
     """
-    extra, rows, device = {}, len(views) * n, teacher.device
-    if writer is not None and teacher.blocks[0].levels[writer].n_experts:
-        extra[writer] = torch.zeros(rows, dtype=torch.long, device=device)
-    if random_level is not None and teacher.blocks[0].levels[random_level].n_experts:
-        some = torch.randint(teacher.blocks[0].levels[random_level].n_experts, (len(views),), device=device)
-        extra[random_level] = some.repeat_interleave(n)
-    out = generate(teacher, [v + [marks.ask] for v in views], max_new, n=n, temperature=temperature, extra=extra or None,
-                   gate=False)
-    pairs = split_questions([[marks.ask] + r for r in out], marks)
-    return list(dict.fromkeys((i // n // n_views, tuple(q), tuple(a)) for i, ps in enumerate(pairs) for q, a in ps))
+    model, device, rows = teacher.model, teacher.model.device, len(teacher.readings)
+    always, awake = torch.zeros(rows, dtype=torch.long, device=device), dict(teacher.awake)
+    awake = {level: (always + expert, always) for level, expert in awake.items()}
+    if writer and model.n_experts(TRIAL):
+        awake[TRIAL] = (always, always)
+    if random_expert and model.n_experts(FAST):
+        awake[FAST] = (torch.randint(model.n_experts(FAST), (rows,), device=device), always)
+    prompts = [[*view, marks.ask] for view in teacher.readings]
+    out = generate(model, prompts, ASKING, n=n, temperature=TEMPERATURE, awake=awake)
+    found = {}
+    for i, row in enumerate(out):
+        for q, a in split_questions([marks.ask, *row], marks):
+            found[i // n // VIEWS, q, a] = None
+    return team.share(list(found))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def replay(model, marks, n):
+    """What the self says of itself: n documents dreamt from <bos> alone, as lists of ids."""
+    rows = generate(model, [[marks.bos]], DREAM, n=n, stop=[marks.bos])
+    return team.share([[marks.bos, *row] for row in rows])
+
+
+def questions(model, marks, n, max_new=32):
+    """What the self asks out of the blue: n questions, or fewer, as ids, <ask> ... <answer>."""
+    rows = generate(model, [[marks.bos, marks.ask]], max_new, n=n, stop=[marks.answer, marks.end])
+    rows = team.share(rows)
+    return [(marks.ask, *row) for row in rows if len(row) > 1 and row[-1] == marks.answer]
+
+
+def memories(model, level, marks, n, max_new=32):
+    """Closed-book quizzes [(expert, question, answer)] that the experts of a level dream when they
+    speak from the first token on. An expert has learnt (seed.py) to ask, once it is picked, about
+    its own night: a night can be dreamt again although nothing of it was stored."""
+    expert = torch.arange(model.n_experts(level), device=model.device)
+    awake = {level: (expert, torch.zeros_like(expert))}
+    prompts = [[marks.bos, marks.ask]] * len(expert)
+    rows = generate(model, prompts, max_new, n=n, stop=[marks.end], awake=awake)
+    found = {}
+    for i, row in enumerate(rows):
+        for q, a in split_questions([marks.ask, *row], marks):
+            found[i // n, q, a] = None
+    return team.share(list(found))
+
+
+# --------------------------------------------------------------------------------------------------
 # Importance: the gradient of each dream, all at once
 
-def dream_loss(model, z, marks, extra):
-    """-log p(answer | question) per token of each packed quiz, closed book, its row's extra expert awake: (N,)."""
-    h = model.hidden(closed_book(z, slice(None), marks), extra=extra)[:, 1:]
-    nll = F.cross_entropy(model.logits(h).float().transpose(1, 2), z["ids"][:, 1:], reduction="none")
-    return (nll * z["answers"]).sum(1) / z["answers"].sum(1)
+def dream_loss(model, z, marks, awake=None):
+    """-log p(answer | question) per token of each quiz, closed book: (N,)."""
+    h = model.hidden(closed_book(z, marks), awake=awake)[:, 1:]
+    nll = F.cross_entropy(model.logits(h).float().transpose(1, 2), z.ids[:, 1:], reduction="none")
+    mask = answer_mask(z)
+    return (nll * mask).sum(1) / mask.sum(1)
 
 
-def gradients(model, level, z, marks, group):
-    """grad of the mean loss of each group of rows with respect to a throw-away expert of its own: (groups, D).
+def copies(expert):
+    """Each row's own throw-away expert, awake from the first token on."""
+    return {TRIAL: (expert, torch.zeros_like(expert))}
 
-    The experts start equal with B = 0, so the function is that of the self and only the gradient of B is not zero. group
-    (N,) numbers the rows; one backward pass serves all groups, since no two groups share a parameter.
+
+def gradients(model, z, marks, group):
+    """grad of the mean loss of each group of rows, with respect to an expert of its own: (G, D).
+
+    The experts start equal with B = 0, so the function is that of the self and only the gradient
+    of B is not zero. group (N,) numbers the rows; one backward pass serves all groups, since no
+    two of them share a parameter.
     """
     n = int(group.max()) + 1
-    model.unlock(level, n)
-    first = model.blocks[0].levels[level].n_experts - n
-    loss = dream_loss(model, z, marks, {level: first + group})
+    first = model.n_experts(TRIAL)
+    model.unlock(TRIAL, n)
+    loss = dream_loss(model, z, marks, copies(first + group))
     size = torch.zeros(n, device=loss.device).index_add(0, group, torch.ones_like(loss))
-    B = [block.levels[level].B_live for block in model.blocks]
-    g = torch.autograd.grad((loss / size[group]).sum(), B)
-    model.discard(level)
-    return torch.cat([t.flatten(1) for t in g], 1)
+    B = [block.levels[TRIAL].B_live for block in model.blocks]
+    grads = torch.autograd.grad((loss / size[group]).sum(), B)
+    model.discard(TRIAL)
+    return torch.cat([g.flatten(1) for g in grads], 1)
 
 
-def importance(model, level, z, quiz, marks, select="cosine", chunk=128):
-    """w(i) of each dream. norm: ||grad|| ([S]); cosine: to the gradient of the self-made quiz (ours); random. (N,)."""
-    N, device = len(z["ids"]), model.device
+def importance(model, z, quiz, marks, select):
+    """w(i) of each dream (N,). norm: ||grad|| ([S]); cosine: to the quiz's gradient (ours)."""
+    rows = torch.arange(len(z.ids), device=model.device)
     if select == "random":
-        return torch.rand(N, device=device)
-    if select not in ("cosine", "norm"):
-        raise ValueError(f"unknown selection {select!r}: choose cosine, norm or random")
-    asked = gradients(model, level, quiz, marks, torch.zeros_like(quiz["q"])) if select == "cosine" else None
-    w, mine = model.wte.weight.new_zeros(N), torch.arange(N, device=device)[team.mine()]
-    for i in mine.split(chunk) if len(mine) else ():
-        g = gradients(model, level, subset(z, i), marks, torch.arange(len(i), device=device))
-        w[i] = g.norm(dim=1) if asked is None else F.cosine_similarity(g, asked)
-    return team.total(w)
+        return torch.rand(len(rows), device=model.device)
+    grads = [gradients(model, take(z, part), marks, torch.arange(len(part), device=part.device))
+             for part in rows.split(128)]
+    grads = torch.cat(grads)
+    if select == "norm":
+        return grads.norm(dim=1)
+    target = gradients(model, quiz, marks, torch.zeros_like(quiz.start))
+    return F.cosine_similarity(grads, target)
 
 
 def truthful(z, teach):
-    """1 where the self that holds the day would itself give every token of the answer log p > -1, else 0 (ours). (N,)."""
-    said = teach(z).gather(2, z["ids"][:, 1:, None])[..., 0]
-    return (said.masked_fill(~z["answers"], 0.0).min(1)[0] > -1).float()
+    """True where the self that holds the day would give every token of the answer log p > -1."""
+    said = teach(z).gather(2, z.ids[:, 1:, None])[..., 0]
+    return said.masked_fill(~answer_mask(z), 0.0).min(1)[0] > -1
 
 
 def choose(score, dreams, k, b, no_repeats=True):
-    """The top k by score and b others at random. With no_repeats a score shrinks by the share of its bigrams already taken."""
-    score, bigrams = score.tolist(), [set(zip((q + a), (q + a)[1:])) for _, q, a in dreams]
+    """Indices of the top k by score and of b others at random.
+
+    With no_repeats a score shrinks by the share of its word pairs that are taken already.
+    """
+    score = score.tolist()
+    pairs = [set(zip((q + a), (q + a)[1:])) for _, q, a in dreams]
     taken, seen = [], set()
+
+    def worth(i):
+        new = len(pairs[i] - seen) / len(pairs[i]) if no_repeats else 1.0
+        return score[i] * new if score[i] > 0 else score[i]
     for _ in range(min(k, len(dreams))):
-        new = [len(g - seen) / len(g) if no_repeats else 1.0 for g in bigrams]
-        best = max((i for i in range(len(dreams)) if i not in taken), key=lambda i: score[i] * (new[i] if score[i] > 0 else 1))
+        best = max((i for i in range(len(dreams)) if i not in taken), key=worth)
         taken.append(best)
-        seen |= bigrams[best]
+        seen |= pairs[best]
     rest = [i for i in range(len(dreams)) if i not in taken]
     return taken + [rest[i] for i in torch.randperm(len(rest))[:b].tolist()]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def choose_dreams(cold, pool, quiz, marks, teach, select, k, b):
+    """The chosen part of the pool: by [S]'s importance, or by ours, cosine x truth, no repeats.
+
+    cold: the self before sleep, without its day: what a dream is worth is what it would teach it.
+    """
+    score = importance(cold, pool, quiz, marks, select)
+    if select == "cosine":
+        score = torch.where(truthful(pool, teach), score, -1.0)
+    index = choose(score, unpack(pool), k, b, no_repeats=select == "cosine")
+    return take(pool, torch.tensor(team.share(index), device=cold.device))
+
+
+# --------------------------------------------------------------------------------------------------
 # Trial, reward, ReST-EM
 
-def trials(model, level, z, quiz, marks, steps=4, lr=0.01):
-    """What each dream alone would do for the quiz: gain (N,) in mean log p per answer token, on isolated copies.
+def trials(model, z, quiz, marks):
+    """What each dream alone would do for the quiz: gain (N,) in mean log p per answer token.
 
-    Dream i is learnt by throw-away expert i for a few Adam steps; then the quiz is answered by every copy. [S] Eq. 5 rewards
-    a gain; nearly all true dreams gain a little, so `rest_em` asks for more than the average trial of the night.
+    Dream i is learnt by throw-away expert i for a few Adam steps; then every copy answers the
+    quiz. All isolated copies learn in one batch.
     """
-    N, Q = len(z["ids"]), len(quiz["ids"])
-    params = model.unlock(level, N)
-    first = model.blocks[0].levels[level].n_experts - N
-    who, part = first + torch.arange(N, device=model.device), team.mine()
-    opt = torch.optim.Adam(params, lr=lr)
+    N, Q = len(z.ids), len(quiz.ids)
+    everyone = torch.arange(Q, device=model.device)
+    own = model.n_experts(TRIAL) + torch.arange(N, device=model.device)
+    opt = torch.optim.Adam(model.unlock(TRIAL, N), lr=TRIAL_LR)
     with torch.no_grad():
-        before = dream_loss(model, quiz, marks, None).mean()
-    for _ in range(steps):
+        before = dream_loss(model, quiz, marks).mean()
+    for _ in range(TRIAL_STEPS):
         opt.zero_grad()
-        dream_loss(model, subset(z, part), marks, {level: who[part]}).sum().backward()
+        dream_loss(model, z, marks, copies(own)).sum().backward()
         opt.step()
-    gain = before.new_zeros(N)
+    after = []
     with torch.no_grad():
-        for i in range(N)[part]:
-            gain[i] = before - dream_loss(model, quiz, marks, {level: who[i].expand(Q)}).mean()
-    model.discard(level)
-    return team.total(gain)
+        for some in own.split(8):                           # eight copies answer side by side
+            asked = take(quiz, everyone.repeat(len(some)))
+            loss = dream_loss(model, asked, marks, copies(some.repeat_interleave(Q)))
+            after.append(loss.view(len(some), Q).mean(1))
+    model.discard(TRIAL)
+    return before - torch.cat(after)
 
 
-def rest_em(model, level, z, views, n_views, marks, reward, steps=16, lr=3e-3, batch=16):
-    """ReST-EM ([S] 3.4): fine-tune the writer, an expert that is awake only while dreaming, on the rewarded dreams.
+def rest_em(model, z, readings, marks, reward, batch=16):
+    """ReST-EM ([S] 3.4): fine-tune the writer, awake only while dreaming, on the rewarded dreams.
 
-    E step: the dreams were sampled and rewarded. M step: SFT on question and answer behind the passage they came from. The
-    rest of the self does not move. Returns the last loss, or None if nothing was rewarded.
+    E step: the dreams were sampled and rewarded. M step: SFT on question and answer behind the
+    passage they came from. The rest of the self does not move. Returns the last loss, or None if
+    nothing was rewarded.
     """
-    good = (reward > 0).nonzero()[:, 0]
-    if not len(good):
+    good = [pair for pair, r in zip(unpack(z), reward.tolist()) if r > 0]
+    if not good:
         return None
-    rows = [row for row, r in zip(unpack(z), reward.tolist()) if r > 0]
-    params = model.reopen(level) if model.blocks[0].levels[level].n_experts else model.unlock(level)
-    opt = torch.optim.Adam(params, lr=lr)
-    for _ in range(steps):
-        some = [rows[i] for i in torch.randint(len(rows), (batch,)).tolist()]
-        text = [views[p * n_views + int(torch.randint(n_views, (1,)))] for p, _, _ in some]
-        ids, lengths = pad_rows([v + list(q) + list(a) for v, (_, q, a) in zip(text, some)], model.device)
-        start = torch.tensor([len(v) for v in text], device=model.device)
+    params = model.reopen(TRIAL) if model.n_experts(TRIAL) else model.unlock(TRIAL)
+    opt = torch.optim.Adam(params, lr=WRITER_LR)
+    for _ in range(WRITER_STEPS):
+        some = [good[i] for i in torch.randint(len(good), (batch,)).tolist()]
+        view = torch.randint(VIEWS, (batch,)).tolist()
+        texts = [readings[p * VIEWS + v] for (p, _, _), v in zip(some, view)]
+        ids, length = pad_rows([[*t, *q, *a] for t, (_, q, a) in zip(texts, some)], model.device)
+        start = torch.tensor([len(t) for t in texts], device=model.device)
         at = torch.arange(1, ids.shape[1], device=model.device)
-        keep = (at > start[:, None]) & (at < lengths[:, None])       # all behind the passage and the given <ask>
-        count, ids, keep = keep.sum(), ids[team.mine()], keep[team.mine()]
-        h = model.hidden(ids[:, :-1], extra={level: torch.zeros_like(ids[:, 0])}, gate=False)
-        loss = F.cross_entropy(model.logits(h[keep]).float(), ids[:, 1:][keep], reduction="sum") / count
+        mask = (at > start[:, None]) & (at < length[:, None])   # what follows passage and <ask>
+        logits = model(ids[:, :-1], awake=copies(torch.zeros_like(ids[:, 0]))).float()
+        nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = (nll * mask).sum() / mask.sum()
         opt.zero_grad()
         loss.backward()
-        team.sum_gradients(params)
+        team.average_gradients(params)
         opt.step()
-    model.settle(level)
-    return float(team.total(loss.detach()))
+    model.settle(TRIAL)
+    return float(loss.detach())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+def learn_to_dream(model, cold, pool, quiz, readings, marks, teach, select, writer=True):
+    """One round of [S] 3.4: choose dreams, try each on an isolated copy, reward, teach the writer.
+
+    quiz: quizzes of the self that holds the day, the score tau. Returns a log.
+    """
+    chosen = choose_dreams(cold, pool, quiz, marks, teach, select, CHOSEN, AT_RANDOM)
+    gain = trials(cold, chosen, quiz, marks)
+    reward = (gain > gain.mean().clamp(min=0)).float()                                  # Eq. 5
+    log = {"pool": len(pool.ids), "chosen": len(chosen.ids), "gain": float(gain.mean()),
+           "rewarded": float(reward.mean())}
+    if writer:
+        log["writer_loss"] = rest_em(model, chosen, readings, marks, reward)
+    return log
+
+
+# --------------------------------------------------------------------------------------------------
 # Curriculum: self-play between the self that holds the day and the self without it
 
-@torch.no_grad()
-def known(model, z, marks):
-    """p(the whole answer) that the self without its day gives to each packed quiz: (N,)."""
-    return (-dream_loss(model, z, marks, None) * z["answers"].sum(1)).exp()
+def curriculum(p):
+    """How often to draw a quiz that is answered with probability p (N,): most where the learner is
+    neither sure nor hopeless (ours)."""
+    return p * (1 - p) + FLOOR
 
 
-def progress(p, floor=0.05):
-    """How often to draw each quiz: p (1 - p) is largest where the learner is neither sure nor hopeless (ours). (N,)."""
-    return p * (1 - p) + floor
-
-
-@torch.no_grad()
-def rehearsal(model, bank, head, floor=0.05):
-    """How often to draw each replay dream: where the self has drifted from the old self that dreamt it (ours). (N,)."""
-    parts = torch.arange(len(bank["ids"]), device=model.device).split(128)
-    drift = torch.cat([replay_drift(model, bank, head, i) for i in parts])
-    return drift / drift.mean().clamp_min(1e-9) + floor
-
-
-def choose_dreams(model, level, pool, quiz, marks, teach, select, truth, k, b):
-    """[S]'s selection, or ours: cosine x truth without repeats. pool, quiz: packed. Returns the chosen part of the pool."""
-    score = importance(model, level, pool, quiz, marks, select)
-    if truth:
-        score = torch.where(truthful(pool, teach) > 0, score, -1.0)
-    return subset(pool, torch.tensor(choose(score, unpack(pool), k, b, no_repeats=truth), device=model.device))
-
-
-def learn_to_dream(model, cold, level, pool, quiz, views, n_views, marks, teach, select, truth, k, b, writer=True):
-    """One round of [S] 3.4: choose dreams, try each on an isolated copy of the cold self, reward, teach the writer.
-
-    cold: the self before sleep, without its day: what tonight's dreams are worth is what they would have taught it. quiz:
-    packed quizzes of the self that holds the day, the score tau. model: whose writer learns. Returns (chosen, log).
-    """
-    chosen = choose_dreams(cold, level, pool, quiz, marks, teach, select, truth, k, b)
-    gain = trials(cold, level, chosen, quiz, marks)
-    reward = (gain > gain.mean().clamp(min=0)).float()
-    log = {"pool": len(pool["ids"]), "chosen": len(chosen["ids"]), "gain": float(gain.mean()), "rewarded": float(reward.mean())}
-    if writer:
-        log["writer_loss"] = rest_em(model, level, chosen, views, n_views, marks, reward)
-    return chosen, log
+def rehearsal(drift):
+    """How often to draw a replay dream from which the self has drifted by so many nats (ours)."""
+    return drift / drift.mean().clamp_min(1e-9) + FLOOR

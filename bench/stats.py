@@ -1,20 +1,68 @@
-"""What the benches share: reading results, mean ± standard deviation, paired intervals, and a verdict a person can read."""
+"""
+What the benches share: result files, where they come from, and the statistics of a table.
+
+Everything is paired by seed. A list of differences gives a mean with a 95 % interval (Student's t),
+a p-value, and the effect that these seeds would have shown with a probability of 80 %. A table of
+many differences is corrected after Holm: of all its true zeros together, at most one time in twenty
+will any be called an effect.
+"""
+import functools
 import json
+import math
 import os
+import platform
+import subprocess
+import sys
+import time
 from statistics import mean, stdev
 
-RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}   # Student's t, two-sided
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(ROOT, "bench", "results")
 
+
+# --------------------------------------------------------------------------------------------------
+# Result files
 
 def read(name):
-    """A result file of bench/results (or anywhere, by its path), or None if it has not been made yet."""
+    """A result file of bench/results (or anywhere, by its path), or None if it is not made yet."""
     path = name if os.path.dirname(name) else os.path.join(RESULTS, name)
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as f:
         return json.load(f)
 
+
+def provenance(command):
+    """What every result file says of itself: {"command", "commit", "date", "versions", "threads"}.
+
+    commit: of the working copy, "+changes" behind it if files differ from it, None without git.
+    threads: None where torch has not been imported.
+    """
+    torch = sys.modules.get("torch")
+    versions = {"python": platform.python_version()}
+    if torch:
+        versions["torch"] = torch.__version__
+    return {"command": command, "commit": commit(), "date": time.strftime("%Y-%m-%d"),
+            "versions": versions, "threads": torch.get_num_threads() if torch else None}
+
+
+def commit(folder=ROOT):
+    """Short name of the commit that is checked out in this folder; see `provenance`."""
+    def git(*words):
+        ran = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+        return ran.stdout.strip() if ran.returncode == 0 else None
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or not os.path.samefile(top, folder):             # inside a foreign checkout
+            return None
+        name = git("rev-parse", "--short", "HEAD")
+        return name + "+changes" if name and git("status", "--porcelain", "-uno") else name
+    except OSError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers as a table shows them
 
 def pm(values, digits=3):
     """"mean ± standard deviation" of the values that are there; one value stands alone."""
@@ -23,24 +71,185 @@ def pm(values, digits=3):
     return f"{mean(values):.{digits}f}{sd}" if values else ""
 
 
-def interval(values):
-    """Mean and half-width of the 95 % confidence interval (Student's t; more than 10 values: a little too wide)."""
-    n = len(values)
-    return mean(values), T95.get(n - 1, 2.262) * stdev(values) / n ** 0.5 if n > 1 else float("nan")
-
-
 def gap(differences):
-    """"+0.020 ± 0.010": mean and 95 % half-width."""
+    """"+0.020 ± 0.010": mean and half-width of the 95 % interval."""
     return "{:+.3f} ± {:.3f}".format(*interval(differences))
 
 
-def verdict(differences):
-    """What an ingredient does, from the paired differences (life without it - life with it) in some accuracy.
+# --------------------------------------------------------------------------------------------------
+# Student's t
 
-    helps: the whole interval lies below zero; hurts: above; else no effect was seen, and the interval says how large a one may
-    have been missed. Of twenty true zeros one will be called an effect.
+def within(t, df):
+    """P(|T| < t) of Student's t with df degrees of freedom: the integral of cos^(df-1), Simpson."""
+    angle, steps = math.atan(t / df ** 0.5), 400
+    scale = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.pi ** 0.5
+    weights = [1] + [4, 2] * (steps // 2 - 1) + [4, 1]
+    total = sum(w * math.cos(i * angle / steps) ** (df - 1) for i, w in enumerate(weights))
+    return scale * total * angle / steps / 3
+
+
+@functools.cache
+def quantile(share, df):
+    """The t with P(|T| < t) = share: bisection."""
+    low, high = 0.0, 1.0
+    while within(high, df) < share:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, df) < share else (low, middle)
+    return high
+
+
+def interval(values):
+    """Mean and half-width of the 95 % interval (Student's t); half is nan for a single value."""
+    n = len(values)
+    if n < 2:
+        return mean(values), float("nan")
+    return mean(values), quantile(0.95, n - 1) * stdev(values) / n ** 0.5
+
+
+def p_value(differences):
+    """Two-sided p of "the true mean is zero"; 1 where nothing differs or there is one value."""
+    n = len(differences)
+    if n < 2 or not any(differences):
+        return 1.0
+    spread = stdev(differences)
+    if spread == 0:                                                  # the same in every seed
+        return 0.0
+    return max(0.0, 1 - within(abs(mean(differences)) * n ** 0.5 / spread, n - 1))
+
+
+def holm(p_values):
+    """Holm's step-down correction (1979): p-values of one table -> corrected ones, same order.
+
+    The smallest of m is multiplied by m, the next by m - 1 ...; none may be below the one before.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def detectable(differences):
+    """The effect that as many seeds of this spread show (95 % interval) with 80 % probability.
+
+    (t.95 + t.60) s / sqrt(n), two-sided quantiles: the usual approximation. nan for one value.
+    """
+    n = len(differences)
+    if n < 2:
+        return float("nan")
+    return (quantile(0.95, n - 1) + quantile(0.60, n - 1)) * stdev(differences) / n ** 0.5
+
+
+def corrected(differences):
+    """[differences of one table] -> [(differences, its p-value after Holm)]."""
+    return list(zip(differences, holm([p_value(d) for d in differences])))
+
+
+def effect(differences, p):
+    """-1 or 1, the sign of an effect; 0: none was seen; None: not certain.
+
+    p: corrected over its table (see `holm`), an effect if it is below .05. Not certain: the 95 %
+    interval of this difference alone leaves out zero, the corrected p says that it may be chance.
+    """
+    m, half = interval(differences)
+    if p < 0.05:
+        return 1 if m > 0 else -1
+    return None if abs(m) > half else 0
+
+
+def verdict(differences):
+    """What an ingredient does, from (life without it - life with it): of one difference alone.
+
+    helps: the whole 95 % interval lies below zero; hurts: above. A table of many uses `effect`.
     """
     m, half = interval(differences)
     if half != half:
         return "one seed"
-    return f"helps: {-m:.3f}" if m + half < 0 else f"hurts: {m:.3f}" if m - half > 0 else "no effect seen"
+    if m + half < 0:
+        return f"helps: {-m:.3f}"
+    return f"hurts: {m:.3f}" if m - half > 0 else "no effect seen"
+
+
+# --------------------------------------------------------------------------------------------------
+# Lives in ablations.json: {"life", "group", "seed", "R", "nights": [a dict a night]}
+
+REGIMES = {  # group in the file: its name in a table, in this order
+    "ingredients": "default", "levels": "levels", "more nights": "more nights", "rank": "rank",
+    "24 dreams": "24 dreams a night", "few quizzes": "few quizzes",
+    "longer answers": "longer answers", "poor reader": "poor reader",
+    "short nights": "short nights"}
+
+
+def after(run, n):
+    """What is measured on a life, cut after night n. R[i][j]: exam of day j after night i."""
+    R, nights = [row[:n] for row in run["R"][:n]], run["nights"][:n]
+    took = [sum(x["seconds"].values()) for x in nights if isinstance(x.get("seconds"), dict)]
+    moved = [R[-1][j] - R[j][j] for j in range(n - 1)]
+    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
+            "BWT": mean(moved) if moved else 0.0, "old": nights[-1]["old"],
+            "reading": nights[-1]["reading"], "reversed": mean(x["reversed"] for x in nights),
+            "undone": sum("undone" in x for x in nights), "s/night": mean(took) if took else 0.0}
+
+
+def by_life(file):
+    """{life: {seed: run}} of a result file, {} for None."""
+    found = {}
+    for run in (file or {"runs": []})["runs"]:
+        found.setdefault(run["life"], {})[run["seed"]] = run
+    return found
+
+
+def against(found, life):
+    """The life that this one is compared with, None for the first of its regime (and none, sft).
+
+    "no imitation (few quizzes)" is compared with "few quizzes", all others with "sleep".
+    """
+    run = next(iter(found[life].values()))
+    if life in (run.get("group"), "sleep", "none", "sft"):
+        return None
+    regime = life.partition(" (")[2].rstrip(")")
+    return regime if regime in found else "sleep" if "sleep" in found else None
+
+
+def base_of(life):
+    """"no imitation (few quizzes)" -> "no imitation"."""
+    return life.partition(" (")[0]
+
+
+def nights_of(found, life):
+    return min(len(run["R"]) for run in found[life].values())
+
+
+def differences(found, life, key="ACC", other=None, n=None):
+    """(life - the life it is compared with) in `key`, a number a seed that has lived both.
+
+    Both are cut after the same night: n, or the last one of this life.
+    """
+    other, n = other or against(found, life), n or nights_of(found, life)
+    pairs = [(run, found[other][seed]) for seed, run in found.get(life, {}).items()
+             if seed in found.get(other, {})]
+    return [after(a, n)[key] - after(b, n)[key] for a, b in pairs]
+
+
+def compared(file):
+    """Every paired difference in ACC of ablations.json, corrected after Holm over all of them.
+
+    Rows {"name" (in the file), "life" (without its regime), "against", "regime", "nights",
+    "differences", "p", "effect"}: regimes in the order of REGIMES, inside a regime from the
+    greatest loss to the greatest gain.
+    """
+    found, rows = by_life(file), []
+    for life in found:
+        d = differences(found, life) if against(found, life) else []
+        if len(d) > 1:
+            group = next(iter(found[life].values()))["group"]
+            rows.append({"name": life, "life": base_of(life), "against": against(found, life),
+                         "regime": group, "nights": nights_of(found, life), "differences": d})
+    for row, (d, p) in zip(rows, corrected([row["differences"] for row in rows])):
+        row.update(p=p, effect=effect(d, p))
+    order = list(dict.fromkeys([*REGIMES, *(row["regime"] for row in rows)]))
+    rows.sort(key=lambda row: (order.index(row["regime"]), mean(row["differences"])))
+    return [{**row, "regime": REGIMES.get(row["regime"], row["regime"])} for row in rows]

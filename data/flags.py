@@ -1,150 +1,221 @@
 """
 The flags of sleep.py: what may be asked for, in what range, and what is said when it is not.
 
-`--name=value` on the command line, `a.name` in the code. A wrong one ends the run with one line, before anything is written.
+`--name=value` on the command line, `a.name` in the code. A wrong one ends the run with one line,
+before anything is written. The scripts of bench/ have tables of their own, read by the same code.
 """
 import difflib
 import json
 import os
+import shlex
 import sys
+import textwrap
 from types import SimpleNamespace
 
+# what is allowed: words; the least and the greatest number (and a step); None: any text
 SWITCH, SHARE, RATE, TEXT = (0, 1), (0.0, 1.0), (0.0, 1000.0), None
 COUNT, SOME, SEED = (0, 10 ** 6), (1, 10 ** 6), (-2 ** 62, 2 ** 62)
-F_KINDS = ("forward", "reverse", "jsd")
+HEADS, OR_NONE = (32, 16384, 32), (0, 16384, 32)                 # a head is 32 wide
+PEOPLE = 4000                                                    # new people a world has room for
+WIDTH = 100                                                      # columns of --help
 
-FLAGS = {  # name: (default, allowed: words, or the least and the greatest number; what it does)
-    "method": ("sleep", ("sleep", "none", "sft", "absorb"), "what the nights do"),
-    "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
-    "data": ("world", ("world", "clinc150"), "what is read by day"),
-    "data_dir": ("data/clinc150", TEXT, "with --data=clinc150: the folder of train.tsv, val.tsv and test.tsv"),
-    "days": (7, SOME, "days and nights of the life"),
-    "stop": (0, COUNT, "end the life after this night (the world stays that of --days); 0: live all days"),
-    "people": (8, SOME, "new people a day (5 facts each)"),
-    "things": (2, (2, 5), "in an answer that is a list (what somebody loves, whom somebody works for)"),
-    "seed": (1, SEED, "seed of weights and sampling"),
-    "world_seed": (1, SEED, "seed of the world: who lives in it and what is true of them"),
-    "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
-    "resume": (False, SWITCH, "go on with the life in --out_dir, from where it was interrupted"),
-    "init_from": ("scratch", TEXT, "scratch, a checkpoint .pt of nanoSleep, or GPT-2's .safetensors file or its folder"),
-    "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
-    "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
-    "deterministic": (False, SWITCH, "on a GPU: only kernels that give the same bits every time (slower)"),
-    "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
-    "ask": ("", TEXT, "a question for the model saved in --out_dir"),
-    "context": ("", TEXT, "with --ask: a passage to read first"),
-    # pretraining
-    "pretrain_steps": (900, SOME, "steps of 16 documents"),
-    "n_layer": (3, (1, 256), "blocks"), "n_head": (3, (1, 256), "heads of 32"), "n_embd": (96, (8, 16384), "width"),
-    "lr_muon": (0.03, RATE, "peak learning rate of matrices (Muon)"),
-    "lr_adam": (0.04, RATE, "peak learning rate of embeddings, gains and convolutions (AdamW)"),
-    # the night: Knowledge Seeding
-    "views": (4, SOME, "shuffled readings of each passage that the teacher averages over"),
-    "quizzes": (6, SOME, "documents of questions sampled for each view"),
-    "temperature": (0.85, (0.0, 100.0), "of the self that asks itself: higher asks in more ways, and misspells more names"),
-    "replay_dreams": (320, COUNT, "documents the old self dreams each night"),
-    "seed_steps": (220, SOME, "distillation steps"),
-    "seed_lr": (0.18, RATE, "peak learning rate of the new expert (Muon)"),
-    "rank": (32, (1, 16384), "rank of a nightly expert"),
-    "divergence": ("forward", (*F_KINDS, "sft"), "off-policy F; sft: hard labels instead"),
-    "divergence_on": ("reverse", F_KINDS, "on-policy F"),
-    "on_policy": (0.25, SHARE, "share of on-policy steps in the last 30 %; 0: none"),
-    "alpha": (0.9, SHARE, "weight of the divergence against imitation on policy; --imitate=0 makes it 1"),
-    "gamma": (0.5, SHARE, "semantic share of the imitation reward; the rest is lexical"),
-    "imitate": (1, SWITCH, "0: no Learning to Imitate"),
-    "expand": (1, SWITCH, "0: train all MLP weights instead of a new expert"),
-    "gate": (1, SWITCH, "0: one expert that is always awake, protected by replay alone"),
-    "replay": (1, SWITCH, "0: no replay dreams"),
-    "replay_weight": (8.0, RATE, "weight of the replay loss where there is no gate"),
-    "tolerance": (0.5, RATE, "a night that moves the old self's own dreams by more nats a token than this is undone"),
-    # the night: Dreaming
-    "dream": (1, SWITCH, "0: no second stage"),
-    "dreams": (24, SOME, "dreams chosen by importance"),
-    "dreams_random": (8, COUNT, "dreams chosen at random beside them"),
-    "dream_steps": (20, COUNT, "distillation steps on the chosen dreams"),
-    "select": ("cosine", ("cosine", "norm", "random"), "importance: cosine to the self-made quiz, or the paper's gradient norm"),
-    "budget": (0, COUNT, "learn only this many dreams a night, chosen by --select; 0: all that pass the screen"),
-    "truth": (1, SWITCH, "0: no truth filter, repeats allowed"),
-    "random_expert": (0, SWITCH, "1: one extra random expert while dreaming"),
-    "writer": (1, SWITCH, "0: the writer of dreams is not trained by ReST-EM"),
-    "curriculum": (1, SWITCH, "0: draw dreams evenly instead of where progress is possible"),
-    # real text (--data=clinc150)
-    "base_intents": (45, SOME, "intents the base is trained on; then 15 new ones a day"),
-    "split": ("test", ("test", "val"), "split of the exam"),
-    "class_base_steps": (1200, COUNT, "pretraining steps of 32 documents"),
-    "wake_steps": (120, SOME, "steps of the fast level on the day's text"),
-    "class_steps": (150, SOME, "distillation steps of the night"),
-    "class_dreams": (80, SOME, "sentences dreamt for each new intent"),
-    "class_tokens": (24, SOME, "tokens of a dreamt sentence at most"),
-    "dreamt_topics": (0, SWITCH, "1: the router hears dreams of all intents every night, not the day's text by day"),
-    "class_replay": (30, SOME, "sentences dreamt for each old intent, with --dreamt_topics=1"),
-    # levels
-    "period": (0, COUNT, "every so many nights the fast level is consolidated into one slow expert; 0: never"),
-    "rank_slow": (96, (1, 16384), "rank of a slow expert"),
-    "slow_steps": (800, SOME, "distillation steps from level to level"),
+GROUPS = {  # heading: {name: (default, allowed, what it does)}
+    "the life": {
+        "method": ("sleep", ("sleep", "none", "sft", "absorb"), "what the nights do"),
+        "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
+        "data": ("world", ("world", "clinc150", "dbpedia", "banking77"), "what is read by day"),
+        "data_dir": ("", TEXT, "folder of the files of --data; none given: data/ and its name"),
+        "days": (7, SOME, "days and nights"),
+        "people": (8, SOME, "new people a day (--data=world)"),
+        "seed": (1, SEED, "of weights and sampling"),
+        "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
+    },
+    "the run": {
+        "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
+        "resume": (False, SWITCH, "go on with the life in --out_dir, where it was interrupted"),
+        "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
+        "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
+        "deterministic": (False, SWITCH, "on a GPU: the same bits every time (slower)"),
+        "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
+    },
+    "a question for the self saved in --out_dir": {
+        "ask": ("", TEXT, "the question"),
+        "context": ("", TEXT, "a passage to read before it"),
+    },
+    "the self": {
+        "init_from": ("scratch", TEXT,
+                      "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
+        "pretrain_steps": (2400, SOME, "steps of 8 documents"),
+        "n_layer": (4, (1, 256), "blocks"),
+        "n_embd": (128, HEADS, "width; a head is 32 wide"),
+        "widen": (0, OR_NONE, "width the self grows to before its life; 0: it does not grow"),
+    },
+    "the night: Knowledge Seeding": {
+        "quizzes": (6, SOME, "documents of questions sampled for each view of a passage"),
+        "seed_steps": (0, COUNT, "distillation steps; 0: as many as there are things to learn"),
+        "rank": (32, (1, 16384), "rank of a nightly expert"),
+        "divergence": ("forward", ("forward", "reverse", "jsd", "sft"),
+                       "from teacher to student; sft: hard labels instead"),
+        "on_policy": (0.25, SHARE, "share of on-policy steps at the end; 0: none"),
+        "imitate": (1, SWITCH, "0: no Learning to Imitate"),
+        "expand": (1, SWITCH, "0: train all MLP weights instead of a new expert"),
+        "gate": (1, SWITCH, "0: one expert that is always awake, protected by replay alone"),
+        "replay": (1, SWITCH, "0: no replay dreams"),
+    },
+    "the night: Dreaming": {
+        "dream": (1, SWITCH, "0: no second stage"),
+        "writer": (1, SWITCH, "0: the writer of dreams is not trained by ReST-EM"),
+        "curriculum": (1, SWITCH, "0: draw dreams evenly, not where progress is possible"),
+        "select": ("cosine", ("cosine", "norm", "random"),
+                   "importance: cosine to the self-made quiz, or the paper's gradient norm"),
+        "budget": (0, COUNT, "dreams a night learns from; 0: all that pass the screen"),
+        "random_expert": (0, SWITCH, "1: one extra random expert while dreaming"),
+    },
+    "consolidation": {
+        "period": (0, COUNT, "nights from one move of fast memory into slow to the next; 0: never"),
+    },
 }
+FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
+ASKING = {"ask", "context", "out_dir", "device", "dtype", "deterministic", "threads"}
+BESIDE = ("none", "sft")                # lives that --contrast adds, in folders of these names
+
+
+# --------------------------------------------------------------------------------------------------
+# Saying so
+
+def say(message, script="sleep.py"):
+    """One line on stderr, whatever the message holds; if stderr is closed or full, nothing."""
+    line = "".join(c if c.isprintable() else " " for c in f"{script}: {message}")
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
 
 
 def fail(message, script="sleep.py"):
-    print(f"{script}: {message}", file=sys.stderr)
+    say(message, script)
     raise SystemExit(2)
 
 
+def typed(name, text):
+    """A flag as it was typed, short enough for one line."""
+    return f"--{name}={text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def pasted(**flags):
+    """Flags that a person can paste into a shell: pasted(resume=True, out_dir="my out")."""
+    return shlex.join(f"--{k}" if v is True else f"--{k}={v}" for k, v in flags.items())
+
+
+def described(groups):
+    """The flags as --help shows them: {heading: {name: flag}} -> lines of at most WIDTH columns."""
+    lines = []
+    for heading, flags in groups.items():
+        lines += ["", f"{heading}:"]
+        for name, (default, allowed_, text) in flags.items():
+            words = allowed_ and isinstance(allowed_[0], str)
+            text += f" ({' | '.join(allowed_)})" if words else ""
+            left = f"--{name}" if type(default) is bool else f"--{name}={default}"
+            right = textwrap.wrap(text, WIDTH - 28)
+            lines += [f"  {left:<25} {right[0]}", *(" " * 28 + more for more in right[1:])]
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading them
+
+def given(argv):
+    """{name: text} of the words on the command line, known flags or not; the last one counts."""
+    parts = [word.removeprefix("--").partition("=") for word in argv]
+    return {name: text if eq else "1" for name, eq, text in parts}
+
+
 def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
-    """--name=value flags -> a namespace. Anything else is refused with the nearest valid flag, before anything is written.
+    """--name=value flags -> a namespace; anything else is refused, with the nearest valid flag.
 
-    flags: {name: (default, allowed, what it does)}, those of sleep.py or of a script of bench/. quick: the defaults that
-    --quick puts in their place.
+    flags: {name: (default, allowed, what it does)}, those of sleep.py or of a script of bench/.
+    quick: the defaults that --quick puts in their place.
     """
-    given = {}
+    if {"-h", "--help"} & set(argv):
+        print(doc + "\n" + described(GROUPS if flags is FLAGS else {"flags": flags}))
+        raise SystemExit(0)
     for word in argv:
-        if word in ("-h", "--help"):
-            lines = (f"  {f'--{k}={v}':<26} {text}{choices(r)}" for k, (v, r, text) in flags.items())
-            print(doc + "\nflags:\n" + "\n".join(lines))
-            raise SystemExit(0)
-        name, eq, value = word.removeprefix("--").partition("=")
+        name, eq, _ = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in flags:
-            near = difflib.get_close_matches(name, flags, 1, 0.4)
-            fail(f"unknown flag {word!r}" + (f": did you mean --{near[0]}=...?" if near else "") + " (--help lists all)", script)
+            near = difflib.get_close_matches(name[:60], flags, 1, 0.4)
+            hint = f": did you mean --{near[0]}=...?" if near else ""
+            fail(f"unknown flag {word[:60]!r}{hint} (--help lists all)", script)
         if not eq and type(flags[name][0]) is not bool:
-            fail(f"--{name} needs a value: --{name}={flags[name][0]}", script)
-        given[name] = allowed(name, value if eq else "1", flags, script)
-    args = {**{k: v for k, (v, *_) in flags.items()}, **(quick if quick and given.get("quick") else {}), **given}
-    if flags is FLAGS and max(args["days"], 28) * args["people"] > 4000:
-        fail(f"--days={args['days']} --people={args['people']}: the world has room for 4000 new people")
-    return SimpleNamespace(**args)
+            fail(f"--{name} needs a value: --{name}=...", script)
+    asked_for = {k: allowed(k, text, flags, script) for k, text in given(argv).items()}
+    defaults = {k: default for k, (default, *_) in flags.items()}
+    instead = quick if quick and asked_for.get("quick") else {}
+    a = SimpleNamespace(**{**defaults, **instead, **asked_for})
+    if flags is FLAGS:
+        together(a, asked_for)
+        if a.data != "world" and not a.data_dir:
+            a.data_dir = os.path.join("data", a.data)
+    return a
 
 
-def choices(range_):
-    return f" ({' | '.join(range_)})" if range_ and isinstance(range_[0], str) else ""
+def together(a, asked_for):
+    """Refuse what is allowed flag by flag but makes no sense together. asked_for: flags given."""
+    for name in ("ask", "out_dir", "init_from", "data_dir"):
+        if name in asked_for and not asked_for[name].strip():
+            fail(f"--{name} is empty: give it a value or leave it out")
+    if "context" in asked_for and not a.ask:
+        fail("--context is read before a question: give one with --ask")
+    if a.ask and a.resume:
+        fail("--ask questions a saved self, --resume goes on with its life: leave out one of them")
+    if a.init_from == "scratch" and 0 < a.widen < a.n_embd:
+        fail(f"{typed('widen', str(a.widen))} is narrower than the self it grows from (--n_embd)")
+    if a.data == "world" and max(a.days, 28) * a.people > PEOPLE:
+        said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)
+        fail(f"{said}: the world has no room for so many people")
 
 
-def allowed(name, text, flags=FLAGS, script="sleep.py"):
-    """The value of a flag, of the type of its default and inside its range: words, two numbers, or None (any text)."""
+def value_of(name, text, flags=FLAGS):
+    """The value of a flag, of the type of its default. Raises ValueError if it is not allowed."""
     default, range_, _ = flags[name]
-    kind = type(default)
+    kind, said = type(default), typed(name, text)
     if range_ is None:
         return text
     if kind is str:
-        return text if text in range_ else fail(f"--{name}={text}: choose one of {', '.join(range_)}", script)
+        if text not in range_:
+            raise ValueError(f"{said}: choose one of {', '.join(range_)}")
+        return text
     try:
         number = int(text) if kind is bool else kind(text)
     except ValueError:
-        fail(f"--{name}={text}: expected {'a number' if kind is float else 'a whole number'}", script)
-    if not range_[0] <= number <= range_[1]:                         # false for nan, too
-        fail(f"--{name}={text}: must lie between {range_[0]} and {range_[1]}", script)
+        what = "a number" if kind is float else "a whole number"
+        raise ValueError(f"{said}: expected {what}") from None
+    least, most, *step = range_
+    if not least <= number <= most:                              # false for nan, too
+        raise ValueError(f"{said}: must lie between {least} and {most}")
+    if step and number % step[0]:
+        raise ValueError(f"{said}: must be a multiple of {step[0]}")
     return kind(number)
+
+
+def allowed(name, text, flags=FLAGS, script="sleep.py"):
+    """value_of, where a wrong value ends the run in one line."""
+    try:
+        return value_of(name, text, flags)
+    except ValueError as e:
+        fail(str(e), script)
 
 
 def numbers(text, name, script, least=0):
     """"1,2,3" -> [1, 2, 3]."""
-    if not all(word.isdecimal() and int(word) >= least for word in text.split(",")):
-        fail(f"--{name}={text}: expected whole numbers from {least} on, with commas between them", script)
-    return [int(word) for word in text.split(",")]
+    words = text.split(",")
+    if not all(w.isdecimal() and len(w) < 20 and int(w) >= least for w in words):
+        fail(f"{typed(name, text)}: expected whole numbers from {least} on, with commas between "
+             "them", script)
+    return [int(w) for w in words]
 
 
 def guarded(main, script):
-    """main(argv) of a script of bench/ that keeps what it has finished: whatever can go wrong outside it ends in one line."""
+    """main(argv) of a script of bench/, which keeps what it has finished: any failure is a line."""
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -153,18 +224,65 @@ def guarded(main, script):
         fail(str(e), script)
 
 
+# --------------------------------------------------------------------------------------------------
+# The flags of a life that has begun: args.json in its folder
+
+def kept(a):
+    """What args.json holds: every flag, and the command that began the life."""
+    return {**{k: getattr(a, k) for k in FLAGS}, "command": a.command}
+
+
+def recalled(path):
+    """The flags (and the command) in an args.json, checked again. A damaged file is refused."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            old = json.load(f)
+        if not isinstance(old, dict) or not isinstance(old.get("command", ""), str):
+            raise ValueError("it does not hold flags")
+    except (ValueError, RecursionError) as e:
+        fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
+    lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
+    if lacking or unknown:
+        what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"
+        fail(f"{path} {what}: another version of nanoSleep wrote it; live the life again")
+    try:
+        for name, (default, *_) in FLAGS.items():
+            if type(old[name]) is not type(default):
+                raise ValueError(f"--{name} is {type(old[name]).__name__}")
+            text = str(int(old[name])) if type(default) is bool else str(old[name])
+            value_of(name, text)
+    except ValueError as e:
+        fail(f"{path} is damaged ({e}): restore it or live the life again")
+    return old
+
+
 def resumed(a, argv):
-    """The flags of the life in --out_dir. They were checked when it began; a damaged file is refused."""
+    """The flags of the life in --out_dir: they were checked when it began."""
     path = os.path.join(a.out_dir, "args.json")
     if not os.path.isfile(path):
         fail(f"nothing to resume in {a.out_dir}: no args.json there; start a life without --resume")
-    given = {w[2:].partition("=")[0] for w in argv} - {"resume", "out_dir"}
-    if given:
-        fail(f"--resume goes on with the flags the life was started with: leave out --{sorted(given)[0]}")
-    try:
-        with open(path) as f:
-            old = json.load(f)
-        old = {k: allowed(k, str(int(old[k]) if isinstance(old[k], bool) else old[k])) for k in FLAGS}
-    except (ValueError, KeyError, TypeError) as e:
-        fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    return SimpleNamespace(**{**old, "resume": True, "out_dir": a.out_dir})
+    more = sorted(set(given(argv)) - {"resume", "out_dir"})
+    if more:
+        fail(f"--resume goes on with the flags the life began with: leave out --{more[0]}")
+    return SimpleNamespace(**{**recalled(path), "resume": True, "out_dir": a.out_dir})
+
+
+def asked(a, argv):
+    """--ask: the flags of the life that is asked, with the question and the device of today.
+
+    A life beside another (out/none) has its flags in the folder above. Without an args.json (a
+    checkpoint alone in a folder) the flags of the command line count.
+    """
+    above, name = os.path.split(os.path.abspath(a.out_dir))
+    places = [a.out_dir, above] if name in BESIDE else [a.out_dir]
+    paths = [os.path.join(place, "args.json") for place in places]
+    path = next((p for p in paths if os.path.isfile(p)), None)
+    if path is None:
+        return a
+    old = recalled(path)
+    for name in sorted(set(given(argv)) - ASKING):
+        if getattr(a, name) != old[name]:
+            fail(f"{path} says {pasted(**{name: old[name]})}: leave out --{name}, or name the "
+                 "folder of the life you mean with --out_dir")
+    today = {k: getattr(a, k) for k in ASKING}
+    return SimpleNamespace(**{**old, **today, "resume": False})

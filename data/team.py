@@ -1,17 +1,14 @@
 """
-Several processes live one life (data parallelism). Skip it at first, and read every `team.` as if it were not there.
+Several processes live one life: torchrun --nproc_per_node=4 sleep.py. Skip it at first.
 
-    torchrun --nproc_per_node=4 sleep.py               every flag as before
-
-Every process holds the whole model, draws the same random numbers and builds the same batch. Then each goes on with its own
-rows, and what a life needs of the others is summed or collected: so N processes live the life of one, but for the rounding
-of sums. One process is a team of one: `mine` is all, `total` and `gather` hand back what they were given, nothing is sent.
-
-    loss of the whole = total of  sum over my rows / number in all rows,     so is its gradient
+As in nanoGPT, every process holds the whole model and draws its own batch (`run.stage(own=True)`),
+and the one function that steps averages the gradients, so all take the same step. What must be
+the same for all, like the dreams of a night, the first process writes and sends to the others.
 """
 import os
 import sys
 import traceback
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -20,9 +17,9 @@ RANK, SIZE = 0, 1                   # which of the team this process is; `start`
 
 
 def start():
-    """Join the team that torchrun has launched, if it has. Numbers on the CPU go through gloo, those on a GPU through nccl.
+    """Join the team that torchrun has launched, if it has. CPU tensors go by gloo, others by nccl.
 
-    The first process alone prints and writes: what the others print is gone, but for the traceback of a mistake of ours.
+    The first process alone prints and writes: of the others only an error of ours is heard.
     """
     global RANK, SIZE
     if SIZE > 1 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -34,7 +31,7 @@ def start():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
     if RANK:
         sys.stdout = sys.stderr = open(os.devnull, "w")
-        sys.excepthook = lambda *e: traceback.print_exception(*e, file=sys.__stderr__)
+        sys.excepthook = partial(traceback.print_exception, file=sys.__stderr__)
 
 
 def end():
@@ -43,47 +40,34 @@ def end():
         dist.destroy_process_group()
 
 
-def mine():
-    """Of any rows, those of this process: every SIZE-th, so that neighbours (often equally long) are shared evenly."""
-    return slice(RANK, None, SIZE)
-
-
 @torch.no_grad()
-def total(t):
-    """The sum of a tensor over the team, the same bits everywhere."""
+def average_gradients(params):
+    """Every p.grad becomes its mean over the team, the same bits everywhere; all are sent as one.
+
+    A parameter that a process has not used counts as zeros there; unused by all, it stays None.
+    """
+    params = list(params)
+    if SIZE == 1 or not params:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    used = torch.tensor([p.grad is not None for p in params]).to(grads[0])
+    flat = torch.cat([used, *(g.flatten() for g in grads)])
+    dist.all_reduce(flat)
+    used, *means = (flat / SIZE).split([len(params), *(p.numel() for p in params)])
+    for p, seen, mean in zip(params, used.tolist(), means):
+        p.grad = mean.view_as(p).to(p) if seen else None
+
+
+def share(thing):
+    """What the first process holds (words, numbers, lists, CPU tensors), for everyone."""
+    parcel = [thing]
     if SIZE > 1:
-        t = t.detach().clone()
-        dist.all_reduce(t)
-    return t
-
-
-def sum_gradients(params):
-    """From the gradients of everyone's part of a loss that of the whole, in every p.grad. They are sent as one."""
-    params = [p for p in params if p.grad is not None]
-    if SIZE > 1:
-        flat = total(torch.cat([p.grad.flatten() for p in params]))
-        for p, part in zip(params, flat.split([p.numel() for p in params])):
-            p.grad = part.view_as(p)
-
-
-def gather(rows, n=None):
-    """The whole from everyone's own rows, in order: a list, or (with n, their number) a tensor (n, ...)."""
-    if SIZE == 1:
-        return rows
-    if n is not None:
-        whole = rows.new_zeros(n, *rows.shape[1:])
-        whole[mine()] = rows.detach()
-        return total(whole)
-    parts = [None] * SIZE
-    dist.all_gather_object(parts, rows)
-    whole = [None] * sum(map(len, parts))
-    for i, part in enumerate(parts):
-        whole[i::SIZE] = part
-    return whole
+        dist.broadcast_object_list(parcel)
+    return parcel[0]
 
 
 def anyone(flag):
-    """True for all if it is true for one: the team agrees before it stops."""
+    """True for all if it is true for one: the team agrees before it stops. Nobody runs ahead."""
     if SIZE == 1:
         return bool(flag)
     seen = torch.tensor(int(bool(flag)))
@@ -93,4 +77,4 @@ def anyone(flag):
 
 def broken(e):
     """Is this error only the silence of another process, which has its own to tell?"""
-    return SIZE > 1 and isinstance(e, RuntimeError) and ("Connection" in str(e) or isinstance(e, dist.DistError))
+    return SIZE > 1 and (isinstance(e, dist.DistError) or "Connection" in str(e))

@@ -1,82 +1,98 @@
-"""Another world for the night, without a letter of English: tokens are numbers, templates are rules, marks are elsewhere.
+"""Another world for the night, without a letter of English: tokens are numbers, templates are rules,
+marks are elsewhere.
 
-A thing has a name of two tokens and three properties of two tokens each. Only the four marks are shared with data/world.py,
-and even they have other ids: what sleeps well here knows nothing of people, names or birthdays.
+A thing has a name of two tokens and three properties of two tokens each. Only the four marks are
+shared with data/world.py, and even they have other ids: what sleeps well here knows nothing of
+people, names or birthdays.
 """
 import random
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 
-from model import GPT, Config, generate
-from seed import Marks
-from sleep import descend, optimizers, pad_documents
+from data.engine import generate
+from data.gate import answer, learn_to_listen
+from data.text import Day, Marks, pad_documents
+from model import GPT, Config
+from sleep import descend, document_loss, optimizers
 
 MARKS = Marks(bos=3, ask=0, answer=2, end=1)
-NAME, REST, VALUE, RULE, STOP, VOCAB = 10, 50, 90, 180, 9, 200         # where each kind of token begins
+NAME, REST, VALUE, RULE, STOP, UNKNOWN, VOCAB = 10, 40, 70, 160, 9, 8, 180  # where tokens begin
 PROPERTIES = 3
 
 
-def thing(rng):
-    return (rng.randrange(40), rng.randrange(40)), [(rng.randrange(15), rng.randrange(15)) for _ in range(PROPERTIES)]
+def thing(rng, avoid=()):
+    """(name, properties): of a thing that is none of those to avoid."""
+    while True:
+        name = (rng.randrange(30), rng.randrange(30))
+        if name not in avoid:
+            return name, [(rng.randrange(15), rng.randrange(15)) for _ in range(PROPERTIES)]
+
+
+def words(t, k):
+    (a, b), v = t[0], t[1][k]
+    return [NAME + a, REST + b], [VALUE + 30 * k + v[0], VALUE + 30 * k + 15 + v[1]]
 
 
 def sentence(t, k):
-    (a, b), v = t[0], t[1][k]
-    return [RULE + k, NAME + a, REST + b, VALUE + 30 * k + v[0], VALUE + 30 * k + 15 + v[1], STOP]
+    name, value = words(t, k)
+    return [RULE + k, *name, *value, STOP]
 
 
-def quiz(t, k, rng):
-    (a, b), v = t[0], t[1][k]
-    return [MARKS.ask, RULE + 5 + 2 * k + rng.randrange(2), NAME + a, REST + b, MARKS.answer], \
-        [VALUE + 30 * k + v[0], VALUE + 30 * k + 15 + v[1], MARKS.end]
+def quiz(t, k, rng, known=True):
+    """(question, answer) as ids, in one of two wordings."""
+    name, value = words(t, k)
+    rule = RULE + 5 + 2 * k + rng.randrange(2)
+    return [MARKS.ask, rule, *name, MARKS.answer], [*(value if known else [UNKNOWN]), MARKS.end]
 
 
-def document(old, avoid, rng, n=PROPERTIES):
-    """Half read about a stranger, half recall old things; (ids, weights)."""
-    ids, weight = [MARKS.bos], [0.0]
-    if rng.random() < 0.7:
-        t = thing(rng)
-        while t[0] in avoid:
-            t = thing(rng)
-        facts = rng.sample(range(PROPERTIES), n)
-        for k in facts:
-            ids, weight = ids + sentence(t, k), weight + [0.1] * 6
-        asked = [(t, rng.choice(facts)) for _ in range(3)]
+def document(old, avoid, rng, share=1.0):
+    """Two of three are read, about one or two strangers; the others recall old things, and say of
+    strangers that they are unknown. (ids, weights)"""
+    ids, weight, asked = [MARKS.bos], [0.0], []
+    if rng.random() < 0.67:
+        for t in [thing(rng, avoid) for _ in range(1 + (share > 0.3 and rng.random() < 0.5))]:
+            told = rng.sample(range(PROPERTIES), rng.choice([2, 3]))
+            for k in told:
+                ids, weight = ids + sentence(t, k), weight + [0.1] * 6
+            asked += [(t, k, k in told) for k in rng.sample(range(PROPERTIES), PROPERTIES)]
     else:
-        asked = [(rng.choice(old), rng.randrange(PROPERTIES)) for _ in range(5)]
-    for t, k in asked:
-        q, a = quiz(t, k, rng)
+        asked += [(rng.choice(old), rng.randrange(PROPERTIES), True) for _ in range(5)]
+        asked += [(thing(rng, avoid), rng.randrange(PROPERTIES), False) for _ in range(2)]
+    for t, k, known in rng.sample(asked, len(asked)):
+        q, a = quiz(t, k, rng, known)
         ids, weight = ids + q + a, weight + [0.3] * len(q) + [1.0] * len(a)
     return ids, weight
 
 
-def make(seed=0, n_old=8, n_new=4):
-    rng, names, things = random.Random(seed), set(), []
+def make(seed=0, n_old=8, n_new=6):
+    rng, things = random.Random(seed), {}
     while len(things) < n_old + n_new:
-        t = thing(rng)
-        if t[0] not in names:
-            names.add(t[0])
-            things.append(t)
-    return SimpleNamespace(old=things[:n_old], new=things[n_old:], names=names)
+        name, properties = thing(rng, things)
+        things[name] = properties
+    things = list(things.items())
+    return SimpleNamespace(old=things[:n_old], new=things[n_old:], names={t[0] for t in things})
 
 
-def base(world, steps=260, seed=0, n_layer=2, n_embd=64):
-    """A model that knows the old things and can read about any: some seconds."""
+def base(world, steps=300, seed=0, n_layer=2, n_embd=64):
+    """A model that knows the old things, can read about any, and says of others that it does not
+    know: some seconds."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    model = GPT(Config(vocab_size=VOCAB, block_size=160, n_layer=n_layer, n_head=2, n_embd=n_embd, d_ff=4 * n_embd,
-                       ranks=(16, 16, 48), window=8))
-    opts = optimizers(model, lr_muon=0.03, lr_adam=0.04)
+    model = GPT(Config(vocab_size=VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd,
+                       d_ff=4 * n_embd, ranks=(16, 16, 48), hears=1))
+    opts = optimizers(model)
+    for group in (group for opt in opts for group in opt.param_groups):
+        group["peak"] *= 2
     for step in range(steps):
-        n = 1 if step < steps // 5 else PROPERTIES
-        ids, weight = pad_documents([document(world.old, world.names, rng, n) for _ in range(24)], "cpu")
-        keep = weight > 0
-        loss = F.cross_entropy(model.logits(model.hidden(ids[:, :-1])[keep]), ids[:, 1:][keep], reduction="none")
-        loss = (loss * weight[keep]).sum() / weight.sum()
-        descend(model, opts, loss, min(1, (step + 1) / 20) * min(1, 2 * (1 - step / steps) + 0.02))
-    return model.requires_grad_(False)
+        share = step / steps
+        docs = [document(world.old, world.names, rng, share) for _ in range(16)]
+        loss = document_loss(model, *pad_documents(docs))
+        descend(model, opts, loss, min(1.0, (step + 1) / 20, 2 * (1 - share) + 0.02))
+    model.requires_grad_(False).eval()
+    random.seed(seed), torch.manual_seed(seed)
+    learn_to_listen(model, MARKS)
+    return model
 
 
 def passages(things, rng):
@@ -84,14 +100,22 @@ def passages(things, rng):
     return [[sentence(t, k) for k in rng.sample(range(PROPERTIES), PROPERTIES)] for t in things]
 
 
+def day(things, seed=0):
+    return Day(passages(things, random.Random(seed)), [])
+
+
 def recall(model, things, read=False):
     """Share of facts answered as a whole, with (read) or without the passage in context."""
-    rng, prompts, right = random.Random(5), [], []
+    rng, texts, asked, right = random.Random(5), [], [], []
     for t in things:
         for k in range(PROPERTIES):
             q, a = quiz(t, k, rng)
-            text = [x for j in rng.sample(range(PROPERTIES), PROPERTIES) for x in sentence(t, j)] if read else []
-            prompts.append([MARKS.bos] + text + q)
+            told = [x for j in rng.sample(range(PROPERTIES), PROPERTIES) for x in sentence(t, j)]
+            texts.append([MARKS.bos, *told, *q])
+            asked.append(q)
             right.append(a)
-    out = generate(model, prompts, 4, temperature=0, stop=[MARKS.end])
-    return sum(o == a for o, a in zip(out, right)) / len(right)
+    if read:
+        said = generate(model, texts, 4, temperature=0, stop=[MARKS.end])
+    else:
+        said = [y for y, _ in answer(model, MARKS, asked, max_new=4)]
+    return sum(y == a for y, a in zip(said, right)) / len(right)

@@ -1,4 +1,5 @@
-"""Absorber: LoRA by hand, the loss of Algorithm 1 against an obvious twin, and the real script on a tiny budget."""
+"""Absorber: LoRA by hand, the loss of Algorithm 1 against an obvious twin, and the real script on a
+tiny budget."""
 import copy
 import json
 import os
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import sleep
-from bench import absorber as A
+from bench import absorber
+from bench import absorption as A
 from bench import absorber_tasks as T
 from data import world as W
 from data.bpe import SPECIAL
@@ -22,8 +24,9 @@ BOS = 0
 
 @pytest.fixture
 def model():
-    m = GPT(Config(vocab_size=41, block_size=64, n_layer=2, n_head=2, head_dim=8, n_embd=16, d_ff=32, ranks=(4,)))
-    for block in m.blocks:                                           # a new model is the identity: let it do something
+    m = GPT(Config(vocab_size=41, block_size=64, n_layer=2, n_head=2, head_dim=8, n_embd=16,
+                   d_ff=32, ranks=(4,)))
+    for block in m.blocks:  # a new model is the identity: let it do something
         torch.nn.init.normal_(block.proj.weight, std=0.3)
         torch.nn.init.normal_(block.levels[-1].down.weight, std=0.3)
     return m.double().requires_grad_(False)
@@ -31,7 +34,8 @@ def model():
 
 def docs(n=3, parts=2):
     draw = lambda size: torch.randint(1, 41, (size,)).tolist()
-    return [{"x": [BOS] + draw(5 + i), "items": [draw(3), draw(2)], "ys": [draw(4 + j) for j in range(parts)],
+    return [{"x": [BOS] + draw(5 + i), "items": [draw(3), draw(2)],
+             "ys": [draw(4 + j) for j in range(parts)],
              "says": [[0, 0, 1] + [1] * (1 + j) for j in range(parts)]} for i in range(n)]
 
 
@@ -51,7 +55,8 @@ def test_a_fresh_adapter_changes_not_one_bit(model):
 
 
 def test_a_batch_of_adapters_is_each_document_with_its_own_weights(model):
-    """The hooks against copies of the model whose matrices were changed by hand, also on top of what was absorbed before."""
+    """The hooks against copies of the model whose matrices were changed by hand, also on top of
+    what was absorbed before."""
     ids, adapter = torch.randint(41, (6, 9)), grown(model, 3)
     on_top = A.lora(model, 3, 3, 1, merged=A.merge(adapter))
     for _, _, B in on_top.values():
@@ -89,17 +94,20 @@ def test_targets_and_losses_against_a_loop(model):
         twin = copy.deepcopy(model)
         A.settle(twin, {k: (M, a[i:i + 1], b[i:i + 1]) for k, (M, a, b) in adapter.items()})
         for y, says in zip(d["ys"], d["says"]):
-            h = A.states(model, torch.tensor([d["x"] + y]))[:, 0, len(d["x"]):]              # (layers, Y, d)
+            h = A.states(model, torch.tensor([d["x"] + y]))[:, 0, len(d["x"]):]  # (layers, Y, d)
             g = A.states(twin, torch.tensor([[BOS] + y]))[:, 0, 1:]
             assert torch.allclose(z["states"][:, row, :len(y)], h, atol=1e-10)
             p, q = (model.logits(model.norm(t[-1])).log_softmax(-1) for t in (h, g))
             want = {"hidden": (h - g).abs().mean(), "last layer": (h[-1] - g[-1]).abs().mean(),
-                    "logits": sum((p[j].exp() * (p[j] - q[j])).sum() for j in range(len(y))) / len(y),
-                    "labels": -sum(q[j, y[j + 1]] for j in range(len(y) - 1) if says[j + 1]) / sum(says[1:])}
+                    "logits": sum((p[j].exp() * (p[j] - q[j])).sum()
+                                  for j in range(len(y))) / len(y),
+                    "labels": -sum(q[j, y[j + 1]] for j in range(len(y) - 1)
+                                   if says[j + 1]) / sum(says[1:])}
             for how, value in want.items():
                 with A.wearing(model, adapter):
                     got = A.alignment(model, z, how)[row]
-                assert torch.allclose(got.double(), value, atol=1e-5 if how in ("logits", "labels") else 1e-10), how
+                near = 1e-5 if how in ("logits", "labels") else 1e-10
+                assert torch.allclose(got.double(), value, atol=near), how
             row += 1
 
 
@@ -107,7 +115,8 @@ def test_next_token_loss_by_hand(model):
     ids = torch.tensor([[0, 3, 4, 5], [0, 7, 9, 9]])
     p = model(ids).log_softmax(-1)
     got = A.next_token(model, ids, torch.tensor([4, 2]))
-    assert torch.allclose(got.double(), torch.stack([-(p[0, 0, 3] + p[0, 1, 4] + p[0, 2, 5]) / 3, -p[1, 0, 7]]), atol=1e-5)
+    want = torch.stack([-(p[0, 0, 3] + p[0, 1, 4] + p[0, 2, 5]) / 3, -p[1, 0, 7]])
+    assert torch.allclose(got.double(), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", A.METHODS)
@@ -123,8 +132,10 @@ def test_documents_do_not_learn_from_each_other_and_rest_at_the_threshold(model)
     some = docs()
     together, alone = A.lora(model, 3, 3), A.lora(model, 3, 1)
     taken, ratio = A.absorb(model, some, together, "hidden", BOS, steps=60, threshold=0.6, lr=1e-2)
-    taken_1, ratio_1 = A.absorb(model, some[1:2], alone, "hidden", BOS, steps=60, threshold=0.6, lr=1e-2)
-    assert taken[1] == taken_1[0] < 60 and ratio.max() <= 0.6 and torch.allclose(ratio[1], ratio_1[0])
+    taken_1, ratio_1 = A.absorb(model, some[1:2], alone, "hidden", BOS, steps=60, threshold=0.6,
+                                lr=1e-2)
+    assert taken[1] == taken_1[0] < 60 and ratio.max() <= 0.6
+    assert torch.allclose(ratio[1], ratio_1[0])
     for name in alone:
         for one, many in zip(alone[name][1:], together[name][1:]):
             assert torch.allclose(one[0], many[1], atol=1e-10)
@@ -144,9 +155,12 @@ def test_documents_of_the_tasks():
     d = T.map_document(rng, 24, 8)
     assert len(d["x"]) == 73 and len(d["ys"][0]) == 24
     for w1, w2, label in d["items"] + [d["ys"][0][i:i + 3] for i in range(0, 24, 3)]:
-        assert (w1 - 1) // T.WORDS == (w2 - 1) // T.WORDS and label == 1 + T.CLASSES * T.WORDS + d["labels"][(w1 - 1) // T.WORDS]
+        kind = (w1 - 1) // T.WORDS
+        assert kind == (w2 - 1) // T.WORDS
+        assert label == 1 + T.CLASSES * T.WORDS + d["labels"][kind]
     s = T.stream_document(rng)
-    where = [{s["order"].index((w - 1) // T.WORDS) for w, _, _ in window} for window in s["windows"]]
+    where = [{s["order"].index((w - 1) // T.WORDS) for w, _, _ in window}
+             for window in s["windows"]]
     assert where == [{0, 1, 2}, {1, 2, 3}, {2, 3, 4}, {3, 4, 5}, {4, 5, 6}, {5, 6, 7}, {6, 7}]
 
 
@@ -154,11 +168,14 @@ def test_a_night_changes_weights_and_adds_none():
     enc = W.load_tokenizer()
     marks = sleep.Marks(*(enc.encode_single_token(s) for s in SPECIAL))
     a = sleep.parse(["--n_layer=2", "--n_embd=32", "--n_head=1", "--quizzes=1", "--views=1"])
-    m = GPT(Config(vocab_size=enc.n_vocab, n_layer=2, n_head=1, n_embd=32, d_ff=64, ranks=(4, 4, 4))).requires_grad_(False)
+    m = GPT(Config(vocab_size=enc.n_vocab, n_layer=2, n_head=1, n_embd=32, d_ff=64,
+                   ranks=(4, 4, 4))).requires_grad_(False)
     before, size = copy.deepcopy(m.state_dict()), m.n_params()
     day = [sleep.sentences(enc, " Ada Bram lives at 27 Elm Street. Ada Bram loves tea and figs.")]
-    said = (0, (marks.ask, *enc.encode_ordinary(" Where?"), marks.answer), (*enc.encode_ordinary(" Elm"), marks.end))
-    old, A.dream.write_dreams = A.dream.write_dreams, lambda *args, **kw: [said] * 5          # an untrained self cannot ask
+    said = (0, (marks.ask, *enc.encode_ordinary(" Where?"), marks.answer),
+            (*enc.encode_ordinary(" Elm"), marks.end))
+    # an untrained self cannot ask
+    old, A.dream.write_dreams = A.dream.write_dreams, lambda *args, **kw: [said] * 5
     try:
         A.NIGHT, kept = {**A.NIGHT, "steps": 3}, A.NIGHT
         log = A.night(a, m, day, marks, 0, None)
@@ -168,14 +185,17 @@ def test_a_night_changes_weights_and_adds_none():
         A.dream.write_dreams, A.NIGHT = old, kept
     changed = {k for k, v in m.state_dict().items() if not torch.equal(v, before[k])}
     assert log["dreamt"] == 5 and m.n_params() == size and changed
-    assert all(k.endswith(("qkv.weight", "proj.weight", "up.weight", "down.weight")) for k in changed)
+    kinds = ("qkv.weight", "proj.weight", "up.weight", "down.weight")
+    assert all(k.endswith(kinds) for k in changed)
 
 
-TINY = ["--quick", "--documents=2", "--steps=2", "--train_steps=2", "--n=3", "--m=2", "--longest=128"]
+TINY = ["--quick", "--documents=2", "--steps=2", "--train_steps=2", "--n=3", "--m=2",
+        "--longest=128"]
 
 
 def run(*words, cwd):
-    return subprocess.run([sys.executable, str(ROOT / "bench/absorber.py"), *words], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run([sys.executable, str(ROOT / "bench/absorber.py"), *words],
+                          capture_output=True, text=True, cwd=cwd)
 
 
 def test_the_real_script_in_small_and_not_twice(tmp_path, monkeypatch, capsys):
@@ -185,34 +205,42 @@ def test_the_real_script_in_small_and_not_twice(tmp_path, monkeypatch, capsys):
     data = json.loads((tmp_path / "r.json").read_text())
     assert [x["task"] for x in data["runs"]] == ["map", "stream", "latency"]
     for x in data["runs"]:
-        assert x["seed"] == 1 and x["versions"]["torch"] and x["command"].startswith("python bench/absorber.py --quick")
+        assert x["seed"] == 1 and x["versions"]["torch"] and "commit" in x
+        assert x["command"].startswith("python bench/absorber.py --quick")
     for x in data["runs"][:2]:
         assert set(A.METHODS) | {"full", "truncation"} <= set(x["result"])
     assert [row["n"] for row in data["runs"][2]["result"]["rows"]] == [0, 128]
     stamp = os.stat(tmp_path / "r.json").st_mtime_ns
     monkeypatch.chdir(tmp_path)
-    A.main(words)
-    assert capsys.readouterr().out.startswith("0 runs") and os.stat(tmp_path / "r.json").st_mtime_ns == stamp
+    absorber.main(words)
+    assert capsys.readouterr().out.startswith("0 runs")
+    assert os.stat(tmp_path / "r.json").st_mtime_ns == stamp
 
 
 def test_a_tiny_life_of_absorbing_nights(tmp_path):
-    """The real sleep.py: a base that cannot read yet asks itself nothing, and its night changes nothing."""
-    words = ["--method=absorb", "--contrast=0", "--n_layer=1", "--n_embd=32", "--n_head=1", "--days=1", "--people=1",
+    """The real sleep.py: a base that cannot read yet asks itself nothing, and its night changes
+    nothing."""
+    words = ["--method=absorb", "--contrast=0", "--n_layer=1", "--n_embd=32", "--n_head=1",
+             "--days=1", "--people=1",
              "--pretrain_steps=2", "--threads=1", f"--out_dir={tmp_path / 'out'}"]
-    r = subprocess.run([sys.executable, str(ROOT / "sleep.py"), *words], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, str(ROOT / "sleep.py"), *words], capture_output=True,
+                       text=True)
     assert r.returncode == 0, r.stderr
     s = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert s["method"] == "absorb" and s["params_after"] == s["params_before"]
 
 
 @pytest.mark.parametrize("words,says", [
-    (["--rank=0"], "--rank=0: must lie between 1 and 64"), (["--rnk=8"], "did you mean --rank"), (["rank=8"], "unknown flag"),
-    (["--steps=x"], "expected a whole number"), (["--seeds=a"], "whole numbers"), (["--tasks=nap"], "choose from map"),
-    (["--n"], "needs a value"), (["--threshold=nan"], "must lie between"), (["--device=tpu"], "choose one of cpu"),
+    (["--rank=0"], "--rank=0: must lie between 1 and 64"),
+    (["--rnk=8"], "did you mean --rank"), (["rank=8"], "unknown flag"),
+    (["--steps=x"], "expected a whole number"),
+    (["--seeds=a"], "whole numbers"), (["--tasks=nap"], "choose from map"),
+    (["--n"], "needs a value"), (["--threshold=nan"], "must lie between"),
+    (["--device=tpu"], "choose one of cpu"),
     (["--n=0"], "--n=0"), (["--m=99"], "between 1 and 10"),
 ])
 def test_bad_flags_get_one_line(words, says, capsys):
     with pytest.raises(SystemExit) as stop:
-        A.parse(words)
+        absorber.parse(words)
     err = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(err) == 1 and says in err[0]

@@ -1,60 +1,98 @@
-"""Knowledge Seeding: the equations against values worked out by hand, and against finite differences."""
+"""Knowledge Seeding: the equations against values worked out by hand."""
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import dream
 import seed
-from model import GPT, Config, clone, prefill
-from seed import Marks
+from data import flags
+from data.engine import prefill
+from data.text import Day
+from dream import Teacher
+from model import FAST, SLOW, clone
+from tests.small import MARKS, V, close, little, same_state
 
-MARKS = Marks(bos=0, ask=1, answer=2, end=3)
-
-
-def little(vocab=40, seed_=0):
-    torch.manual_seed(seed_)
-    model = GPT(Config(vocab_size=vocab, block_size=48, n_layer=2, n_head=2, head_dim=8, n_embd=16, d_ff=32, ranks=(4, 4, 4)))
-    for p in model.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=0.3)
-    return model.requires_grad_(False)
+LN2, LN3 = math.log(2), math.log(3)
+QUIZZES = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (1, (1, 4, 4, 4, 2), (8, 3))]
 
 
-def test_split_questions_takes_only_well_formed_pairs():
-    row = [1, 9, 8, 2, 7, 3, 1, 2, 7, 3, 1, 9, 2, 3, 5, 2, 7, 3, 1, 9, 1, 8, 2, 6, 3, 1, 9]
-    assert seed.split_questions([row], MARKS) == [[([1, 9, 8, 2], [7, 3]), ([1, 8, 2], [6, 3])]]
+def settings(*words):
+    return flags.parse(list(words))
 
 
-def test_pack_marks_exactly_the_questions_and_the_answers():
-    z = seed.pack([(0, (1, 9, 8, 2), (7, 3)), (1, (1, 9, 2), (6, 5, 3))], "cpu")
-    assert z["ids"].tolist() == [[1, 9, 8, 2, 7, 3], [1, 9, 2, 6, 5, 3]]
-    # over ids[:, 1:]: the given <ask> is no question token, padding and prompt are no answer tokens
-    assert z["asks"].long().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
-    assert z["answers"].long().tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
-    assert seed.unpack(z) == [(0, (1, 9, 8, 2), (7, 3)), (1, (1, 9, 2), (6, 5, 3))]
+def blank(model):
+    """The self that holds nothing, as a Teacher of two passages."""
+    readings = [[MARKS.bos]] * 2 * dream.VIEWS
+    cache, _ = prefill(model, readings)
+    return Teacher(model, readings, cache, cache, {})
 
 
-def test_log_probs_of_a_reader_with_context_are_those_of_the_whole_text():
-    model, views = little().double(), [[0, 11, 12, 13], [0, 21, 22]]
-    z = seed.pack([(0, (1, 9, 8, 2), (7, 3)), (1, (1, 9, 2), (6, 5, 3))], "cpu")
-    teach = seed.reader(model, prefill(model, views)[0], n_views=1)
-    got = teach(z)
-    for i, view in enumerate(views):
-        whole = torch.tensor([view + z["ids"][i].tolist()])
-        want = model(whole).float().log_softmax(-1)[0, len(view):-1]
-        assert torch.allclose(got[i], want, atol=1e-6)
+def quizzes(teacher=None, pairs=QUIZZES):
+    """Packed, as after the screen; with the targets of a teacher, if there is one."""
+    z = dream.pack(pairs, "cpu")
+    z = z._replace(recalled=torch.zeros(len(pairs), dtype=torch.bool), since=torch.full((len(pairs),), 2),
+                   wording=torch.zeros_like(z.ids, dtype=torch.bool))
+    return seed.with_targets(z, seed.reader(blank(teacher)), 1) if teacher else z
 
 
-def test_rewards_by_hand():
+# --------------------------------------------------------------------------------------------------
+# Divergences. T = (1/2, 1/4, 1/4) and S = (1/8, 1/8, 3/4): every ratio is made of twos and threes
+
+T = torch.tensor([[1 / 2, 1 / 4, 1 / 4]], dtype=torch.float64).log()
+S = torch.tensor([[1 / 8, 1 / 8, 3 / 4]], dtype=torch.float64).log()
+
+
+def test_forward_is_kl_of_teacher_to_student_and_reverse_the_other_way():
+    forward = 1 / 2 * 2 * LN2 + 1 / 4 * LN2 - 1 / 4 * LN3           # T log(T/S): 0.591781
+    reverse = -1 / 8 * 2 * LN2 - 1 / 8 * LN2 + 3 / 4 * LN3          # S log(S/T): 0.564029
+    assert abs(forward - 0.591781) < 1e-6 and abs(reverse - 0.564029) < 1e-6
+    assert abs(seed.divergence(T, S, "forward").item() - forward) < 1e-12
+    assert abs(seed.divergence(T, S, "reverse").item() - reverse) < 1e-12
+    assert seed.divergence(T, S).item() == seed.divergence(T, S, "forward").item()
+
+
+def test_jsd_against_numbers_worked_out_by_hand(monkeypatch):
+    # beta = 1/2: M = (5/16, 3/16, 8/16), the usual symmetric divergence
+    to_T = 1 / 2 * math.log(8 / 5) + 1 / 4 * math.log(4 / 3) + 1 / 4 * math.log(4 / 8)
+    to_S = 1 / 8 * math.log(2 / 5) + 1 / 8 * math.log(2 / 3) + 3 / 4 * math.log(12 / 8)
+    monkeypatch.setattr(seed, "BETA", 0.5)
+    assert abs(seed.divergence(T, S, "jsd").item() - (to_T + to_S) / 2) < 1e-12
+    # beta = 1/4: M = T/4 + 3S/4 = (7/32, 5/32, 20/32): beta belongs to the teacher
+    to_T = 1 / 2 * math.log(16 / 7) + 1 / 4 * math.log(8 / 5) + 1 / 4 * math.log(8 / 20)
+    to_S = 1 / 8 * math.log(4 / 7) + 1 / 8 * math.log(4 / 5) + 3 / 4 * math.log(24 / 20)
+    monkeypatch.setattr(seed, "BETA", 0.25)
+    assert abs(seed.divergence(T, S, "jsd").item() - (to_T / 4 + 3 * to_S / 4)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
+def test_divergence_is_zero_only_between_equals(kind):
+    p, q = torch.randn(2, 20, 9, dtype=torch.float64).log_softmax(-1)
+    assert seed.divergence(p, p, kind).abs().max() < 1e-14
+    assert seed.divergence(p, q, kind).min() > 1e-3
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match="sideways"):
+        seed.divergence(T, S, "sideways")
+
+
+# --------------------------------------------------------------------------------------------------
+# Rewards and REINFORCE
+
+def test_rewards_by_hand(monkeypatch):
     written, asked = [[7, 3], [7, 8, 3], [5, 5, 5, 3], []], [[7, 3], [7, 9, 3], [7, 9, 3], [7, 3]]
-    answers = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
-    judge = torch.tensor([[-0.1, -0.2, -9, -9], [-0.1, -3.0, -0.1, -9], [-2.0, -2, -2, -2], [0.0, 0, 0, 0]])
-    lexical = torch.tensor([1.0, 1 - 1 / 3, 0.0, 1 - 2 / 2])         # distances 0, 1, 3 (> z0 = 2: no reward), 2
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
+    judge = torch.tensor([[-0.1, -0.2, -9, -9], [-0.1, -3.0, -0.1, -9], [-2.0] * 4, [0.0] * 4])
+    # distances 0; 1; 3, more than NEAR = 2: no reward; 2
+    lexical = torch.tensor([1.0, 1 - 1 / 3, 0.0, 1 - 2 / 2])
     semantic = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(seed, "NEAR", 2)
     for gamma in (0.0, 0.5, 1.0):
-        r = seed.rewards(written, asked, judge, answers, gamma, z0=2)
-        assert torch.allclose(r, gamma * semantic + (1 - gamma) * lexical)
+        monkeypatch.setattr(seed, "GAMMA", gamma)
+        close(seed.rewards(written, asked, judge, mask), gamma * semantic + (1 - gamma) * lexical, 1e-6)
 
 
 def test_leave_one_out_by_hand():
@@ -63,152 +101,387 @@ def test_leave_one_out_by_hand():
 
 
 def test_the_policy_loss_has_the_gradient_of_expected_reward():
-    """Over all sequences of two tokens from three, E[r] is exact: REINFORCE, weighted by pi, must give its gradient."""
-    torch.manual_seed(0)
+    """Over all sequences of two tokens from three, E[r] is exact: REINFORCE, weighted by pi, must
+    give its gradient."""
     logits = torch.randn(2, 3, dtype=torch.float64)
     pairs = torch.tensor([(i, j) for i in range(3) for j in range(3)])
     reward = torch.rand(9, dtype=torch.float64)
 
-    def expected(x):
+    def log_pi(x):
         lp = x.log_softmax(-1)
-        return ((lp[0][pairs[:, 0]] + lp[1][pairs[:, 1]]).exp() * reward).sum()
-    numeric = torch.zeros_like(logits)
-    for i in range(2):
-        for j in range(3):
-            step = torch.zeros_like(logits)
-            step[i, j] = 1e-6
-            numeric[i, j] = (expected(logits + step) - expected(logits - step)) / 2e-6
+        return torch.stack([lp[0][pairs[:, 0]], lp[1][pairs[:, 1]]], 1)
+    exact = logits.clone().requires_grad_()
+    (log_pi(exact).sum(1).exp() * reward).sum().backward()
     x = logits.clone().requires_grad_()
-    lp = x.log_softmax(-1)
-    log_p = torch.stack([lp[0][pairs[:, 0]], lp[1][pairs[:, 1]]], 1)
+    log_p = log_pi(x)
     pi = log_p.sum(1).exp().detach()
-    loss = seed.policy_loss(log_p, torch.ones_like(log_p), (reward - 0.3) * pi * 9)          # any constant baseline
-    loss.backward()
-    assert torch.allclose(-x.grad, numeric, atol=1e-8)
+    advantage = ((reward - 0.3) * pi * 9).requires_grad_()          # any constant baseline will do
+    junk = torch.cat([log_p, torch.full((9, 1), 5.0, dtype=torch.float64)], 1)      # not in the mask
+    mask = torch.tensor([[1, 1, 0]] * 9)
+    seed.policy_loss(junk, mask, advantage).backward()
+    close(-x.grad, exact.grad, 1e-9)
+    assert advantage.grad is None                                   # a reward is no function of it
 
 
-def test_off_policy_loss_is_the_mean_kl_over_answer_tokens():
-    student, teacher = little(), little(seed_=1)
-    quizzes = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (0, (1, 4, 4, 4, 2), (3,))]
-    z = seed.with_targets(seed.pack(quizzes, "cpu"), [seed.reader(teacher, seed.blank(teacher, MARKS))])
-    want = []
-    for _, q, a in quizzes:
-        ids = torch.tensor([[MARKS.bos, *q, *a]])
-        s, t = student(ids).log_softmax(-1)[0], teacher(ids).log_softmax(-1)[0]
-        for i in range(len(q), ids.shape[1] - 1):
-            want.append((t[i].exp() * (t[i] - s[i])).sum())
-    got = seed.off_policy_loss(student, z, torch.arange(3), MARKS, None, "forward", 0.5)
-    assert torch.allclose(got, torch.stack(want).mean(), atol=1e-5)
-    assert math.isclose(float(seed.off_policy_loss(teacher, z, torch.arange(3), MARKS, None, "forward", 0.5)), 0, abs_tol=1e-5)
+# --------------------------------------------------------------------------------------------------
+# The teacher and its targets
+
+def test_a_reader_says_what_the_whole_text_says():
+    model = little()
+    day = Day([[[11], [12, 13]], [[21, 22]]], [])
+    teacher = seed.hold(model, day, MARKS)
+    assert teacher.awake == {} and teacher.held is teacher.cache and teacher.model is not model
+    teach, z = seed.reader(teacher), quizzes()
+    for view in range(dream.VIEWS):
+        got = teach(z, view)
+        for i, (p, q, a) in enumerate(QUIZZES):
+            text = teacher.readings[p * dream.VIEWS + view]
+            want = model(torch.tensor([[*text, *q, *a]])).log_softmax(-1)[0, len(text):-1]
+            close(got[i, :len(want)], want, 1e-5)
 
 
-def test_on_policy_loss_sends_no_gradient_through_the_teacher_or_the_sampling():
-    student, teacher = little(), little(seed_=1)
-    params = student.unlock(1)
-    student.attach(torch.zeros(1, 16), torch.ones(1), 1, 0)          # an expert that is always awake
-    z = seed.with_targets(seed.pack([(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3))], "cpu"),
-                          [seed.reader(teacher, seed.blank(teacher, MARKS))])
-    loss, seen = seed.on_policy_loss(student, z, torch.arange(2), seed.reader(teacher, seed.blank(teacher, MARKS)), MARKS, 4,
-                                     "reverse", 0.5, 0.5, 0.5, 2, 6)
-    loss.backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in params)
+def test_a_day_too_long_for_the_context_is_studied_awake():
+    model = little()
+    documents = [([0, 11, 1, 9, 2, 7, 3], [0.0] * 5 + [1.0] * 2)]
+    before = clone(model)
+    teacher = seed.hold(model, Day([[[11, 12]]], documents), MARKS)
+    assert same_state(model, before)                                # only the teacher has studied
+    assert teacher.awake == {FAST: 0} and teacher.model.n_experts(FAST) == 1
+    assert len(teacher.held["len"]) == len(teacher.readings) and (teacher.held["len"] == 1).all()
+    z = quizzes(pairs=[(0, (1, 9, 2), (7, 3))])
+    knows = [float(t[0, 2].exp()[7]) for t in (seed.reader(teacher)(z), seed.reader(blank(model))(z))]
+    assert knows[0] > 3 * knows[1]
+
+
+def test_study_weighs_the_words_as_the_documents_say():
+    """A weight between 0 and 1 is a weight, not nothing."""
+    weighed = []
+    model = little()
+    seen, seed.descend = seed.descend, lambda params, momenta, loss, *rest: weighed.append(loss.item())
+    try:
+        torch.manual_seed(0)
+        seed.study(model, [([0, 11, 9, 7], [0.0, 0.25, 0.5, 0.5])])
+    finally:
+        seed.descend = seen
+    lp = model(torch.tensor([[0, 11, 9, 7]])).log_softmax(-1)[0, :-1]
+    nll = -lp.gather(1, torch.tensor([[11], [9], [7]]))[:, 0]
+    want = (0.25 * nll[0] + 0.5 * nll[1] + 0.5 * nll[2]) / 1.25
+    assert weighed[0] == pytest.approx(float(want), abs=1e-4)
+
+
+def test_an_empty_day_and_a_day_that_says_nothing_are_restless():
+    model = little()
+    for passages in ([], [[]]):
+        with pytest.raises(seed.RestlessNight, match="empty"):
+            seed.hold(model, Day(passages, []), MARKS)
+    with pytest.raises(seed.RestlessNight, match="asked itself nothing"):
+        seed.screen(None, [], MARKS)
+    with pytest.raises(seed.RestlessNight, match="cannot read"):    # a day that makes nothing likelier
+        seed.screen(blank(model), QUIZZES, MARKS)
+
+
+def test_the_screen_keeps_what_the_day_made_likely(monkeypatch):
+    gain = torch.tensor([[2.0, 3.0, 0.0, 0, 0], [0.1, 0.2, 0.0, 0, 0], [0.0, 5.0, 5.0, 0.0, 0]])
+    monkeypatch.setattr(seed, "gains", lambda model, z, *rest: gain[:, :z.ids.shape[1] - 1])
+    pairs = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (1, (1, 4, 5, 2), (8, 3))]
+    z = seed.screen(blank(little()), pairs, MARKS)
+    assert dream.unpack(z) == [pairs[0], pairs[2]]
+    assert z.begin.tolist() == [2, 3] and z.end.tolist() == [3, 4]
+    # wording: words of the question that gained nothing, never <ask>, never the answer
+    assert z.wording.long().tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
+
+
+def test_answers_of_is_the_answer_and_nothing_else():
+    z = quizzes()
+    number = torch.arange(z.ids.shape[1] - 1).expand(len(QUIZZES), -1) * 1.0
+    got = seed.answers_of(z, number)
+    here = torch.arange(3) < (z.length - z.start)[:, None]
+    assert got.shape == (3, 3)
+    assert got[0, :2].tolist() == [3, 4] and got[1].tolist() == [2, 3, 4] and got[2, :2].tolist() == [4, 5]
+    words = seed.answers_of(z, z.ids[:, 1:])
+    assert [row[m].tolist() for row, m in zip(words, here)] == [list(a) for _, _, a in QUIZZES]
+    wide = seed.answers_of(z, number[..., None].expand(-1, -1, 4))
+    assert torch.equal(wide[..., 2], got)
+    assert torch.equal(seed.answers_of(z, number[..., None, None])[..., 0, 0], got)
+
+
+def test_targets_are_the_mean_over_readings_and_sureness_its_least_word():
+    z, n = quizzes(), z_width(quizzes())
+    views = [torch.randn(3, n, V).log_softmax(-1) for _ in range(2)]
+    got = seed.with_targets(z, lambda z, view: views[view], 2)
+    want = sum(seed.answers_of(z, v).exp() for v in views) / 2
+    close(got.target.exp(), want, 1e-6)
+    sure = seed.sureness(got)
+    for i, (_, _, a) in enumerate(QUIZZES):
+        close(sure[i], min(want[i, j, t] for j, t in enumerate(a)), 1e-6)
+
+
+def z_width(z):
+    return z.ids.shape[1] - 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Losses
+
+def test_the_off_policy_loss_is_the_mean_kl_over_answer_words():
+    student, teacher = little(), little(seed=1)
+    z = quizzes(teacher)
+    for kind in ("forward", "reverse", "jsd"):
+        want = []
+        for _, q, a in QUIZZES:
+            ids = torch.tensor([[MARKS.bos, *q, *a]])
+            s, t = student(ids).log_softmax(-1)[0], teacher(ids).log_softmax(-1)[0]
+            want += [seed.divergence(t[i], s[i], kind) for i in range(len(q), ids.shape[1] - 1)]
+        close(seed.off_policy_loss(student, z, MARKS, None, kind), torch.stack(want).mean(), 1e-5)
+    hard = []
+    for _, q, a in QUIZZES:
+        lp = student(torch.tensor([[MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
+        hard += [-lp[i, t] for i, t in enumerate(a)]
+    close(seed.off_policy_loss(student, z, MARKS, None, "sft"), torch.stack(hard).mean(), 1e-5)
+    assert seed.off_policy_loss(teacher, z, MARKS, None, "forward").abs() < 1e-5
+
+
+def test_losses_ignore_padding():
+    student, teacher = little(), little(seed=1)
+    z = quizzes(teacher)
+    junk = torch.where(torch.arange(z.ids.shape[1]) < z.length[:, None], z.ids, 17)
+    more = torch.cat([junk, torch.full((3, 4), 23)], 1)
+    wide = z._replace(ids=more, wording=torch.zeros_like(more, dtype=torch.bool))
+    for kind in ("forward", "sft"):
+        for level in (None, FAST):
+            if level is not None and not student.n_experts(FAST):
+                student.unlock(FAST)
+            a, b = (seed.off_policy_loss(student, x, MARKS, level, kind) for x in (z, wide))
+            close(a, b, 1e-5)
+
+
+def test_a_new_expert_learns_the_answers_and_to_ask():
+    """With a level: the same, plus the questions of some rows, read with the expert awake at once."""
+    student, teacher = little(), little(seed=1)
+    z, plain = quizzes(teacher), seed.off_policy_loss(student, quizzes(teacher), MARKS, None, "forward")
+    student.unlock(FAST)
+    nll = []
+    for _, q, _ in QUIZZES:
+        lp = student(torch.tensor([[MARKS.bos, *q]])).log_softmax(-1)[0, 1:]
+        nll += [-lp[i, t] for i, t in enumerate(q[1:])]             # <ask> is given
+    want = plain + seed.ASK_WEIGHT * torch.stack(nll).mean()
+    close(seed.off_policy_loss(student, z, MARKS, FAST, "forward"), want, 1e-5)
+
+
+def test_mishearing_touches_the_wording_and_nothing_else():
+    z = quizzes()
+    where = torch.rand(z.ids.shape) < 0.5
+    many = z._replace(ids=z.ids.repeat(500, 1), wording=where.repeat(500, 1))
+    heard = seed.mishear(many, MARKS, 60)
+    changed = heard != many.ids
+    assert not changed[~many.wording].any()
+    assert not torch.isin(heard[changed], torch.tensor(MARKS)).any()
+    assert 0.8 * seed.MISHEARD < changed[many.wording].float().mean() < seed.MISHEARD
+
+
+@pytest.mark.parametrize("imitate", [0, 1])
+def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
+    """alpha D(teacher || student) on what the student wrote, and REINFORCE on its rewards."""
+    student, teacher = little(), little(seed=1)
+    params = student.unlock(FAST)
+    for p in params:
+        p.data = 0.3 * torch.randn_like(p)
+    z = quizzes(teacher)
+    written = []
+
+    def write(model, prompts, max_new, n, stop, awake, **kw):
+        assert prompts == [[MARKS.bos, *q] for _, q, _ in QUIZZES] and n == seed.GROUP
+        assert {k: (e.tolist(), s.tolist()) for k, (e, s) in awake.items()} == {FAST: ([0] * 3, [2] * 3)}
+        written[:] = [[*torch.randint(4, 9, (random.randint(0, 3),)).tolist(), 3] for _ in range(3 * n)]
+        return written
+    monkeypatch.setattr(seed, "generate", write)
+    a = settings(f"--imitate={imitate}")
+    loss, seen = seed.on_policy_loss(student, z, seed.reader(blank(teacher)), MARKS, FAST, a)
+    kind = a.divergence if a.divergence != "sft" else "forward"
+    kls, log_pi, judged = [], [], []
+    for i, y in enumerate(written):
+        q = QUIZZES[i // seed.GROUP][1]
+        ids, n = torch.tensor([[MARKS.bos, *q, *y]]), len(q)
+        s = student(ids, awake={FAST: (torch.tensor([0]), torch.tensor([2]))}).log_softmax(-1)[0, n:-1]
+        t = teacher(ids).log_softmax(-1)[0, n:-1]
+        kls.append((t, s))
+        log_pi.append(sum(s[j, x] for j, x in enumerate(y)))
+        judged.append(min(float(t[j, x]) for j, x in enumerate(y)) > -1)
+    right = [list(QUIZZES[i // seed.GROUP][2]) for i in range(len(written))]
+    table = torch.tensor(judged).float()[:, None] * 2 - 1.5         # > -1 where the judge agrees
+    r = seed.rewards(written, right, table, torch.ones_like(table, dtype=torch.bool))
+    policy = -(seed.leave_one_out(r, seed.GROUP) * torch.stack(log_pi)).mean()
+    alpha = seed.ALPHA if imitate else 1.0
+    wanted = []
+    for name in {kind, "forward", "reverse"}:                       # the direction is the run's choice
+        every = torch.cat([seed.divergence(t, s, name) for t, s in kls])
+        wanted.append(alpha * every.mean() + (1 - alpha) * policy)
+    error, want = min(((loss - w).abs().item(), w) for w in wanted)
+    assert error < 1e-4
+    for ours, theirs in zip(torch.autograd.grad(loss, params), torch.autograd.grad(want, params)):
+        close(ours, theirs, 1e-4)
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is None for name, p in student.named_parameters() if "live" not in name)
     assert 0 <= seen["reward"] <= 1 and seen["kl"] > 0
 
 
-def test_replay_weights_and_drift():
-    model = little()
-    rows = [[0, 11, 12, 1, 9, 2, 7, 3], [0, 1, 9, 2, 7, 3]]
-    bank = seed.replay_bank(model, rows, MARKS)
-    # predicted tokens: passage and <ask> .05, question and <answer> .3, answer and <end> 1; nothing on the first token
-    assert torch.allclose(bank["weight"], torch.tensor([[0, .05, .05, .3, .3, 1, 1], [0, .3, .3, 1, 1, 0, 0]]))
-    assert torch.allclose(seed.replay_drift(model, bank, model.wte.weight, torch.arange(2)), torch.zeros(2), atol=1e-5)
-    assert (seed.replay_drift(little(seed_=3), bank, model.wte.weight, torch.arange(2)) > 0).all()
+# --------------------------------------------------------------------------------------------------
+# Steps
+
+def learnt(student, level, *words, teacher=None, steps=12, **kw):
+    teacher = teacher or little(seed=1)
+    z, a = quizzes(teacher), settings(*words)
+    params = seed.learners(student, level)
+    return seed.distil(student, params, z, seed.reader(blank(teacher)), MARKS, level, steps, a, **kw)
 
 
-def test_keys_are_what_several_questions_share_and_dreams_do_not():
-    q = lambda *t: (1, *t, 2)
-    quizzes = [(p, q(20 + w, *name, 30), (40 + w, 3)) for p, name in enumerate([(5, 6), (7, 8)]) for w in range(4)]
-    dreams = [[0, 1, 20 + w, 5, 9, 30, 2] for w in range(4)] * 10    # the old self knows the wording and the first name 5
-    assert sorted(k[-3:] for k in seed.novel_keys(quizzes, dreams, longest=3)) == [(5, 6, 30), (7, 8, 30)]
-    assert sorted(seed.novel_keys(quizzes, dreams, longest=2))[0] in [(5, 6), (6, 30)]
-    assert seed.novel_keys(quizzes, [list(q) for _, q, _ in quizzes] * 30) == []             # nothing new
+@pytest.mark.parametrize("words", [["--on_policy=0"], ["--on_policy=1"], ["--on_policy=0", "--divergence=sft"],
+                                   ["--on_policy=0", "--divergence=jsd"]], ids=" ".join)
+def test_distil_trains_the_new_expert_and_nothing_else(words):
+    student = little()
+    student.unlock(FAST)
+    for p in student.live(FAST):
+        p.data = 0.1 * torch.randn_like(p)
+    student.settle(FAST)
+    student.unlock(FAST)
+    frozen = {k: t.clone() for k, t in student.state_dict().items() if "_live" not in k}
+    lively = [p.detach().clone() for p in student.live(FAST)]
+    log = learnt(student, FAST, *words)
+    assert all(torch.equal(t, frozen[k]) for k, t in student.state_dict().items() if "_live" not in k)
+    assert not any(torch.equal(p, q) for p, q in zip(student.live(FAST), lively))
+    assert all(math.isfinite(x) for x in log.values())
 
 
-def test_a_key_must_stand_in_the_text_of_its_passage():
-    quizzes = [(0, (1, 20 + w, *name, 30 + w, 2), (40 + w, 3)) for name in ((5, 6), (8, 9)) for w in range(4)]   # 8 9: misspelt
-    assert {k[:2] for k in seed.novel_keys(quizzes, [], longest=2)} == {(5, 6), (8, 9)}
-    assert seed.novel_keys(quizzes, [], [[0, 11, 5, 6, 12]], longest=2) == [(5, 6)]
+def test_distil_makes_the_student_say_what_the_teacher_says(monkeypatch):
+    monkeypatch.setattr(seed, "ASK_WEIGHT", 0.0)
+    student, teacher, z = little(), little(seed=1), quizzes(little(seed=1))
+    student.unlock(FAST)
+    before = seed.off_policy_loss(student, z, MARKS, FAST, "forward")
+    learnt(student, FAST, "--on_policy=0", teacher=teacher, steps=60)
+    after = seed.off_policy_loss(student, z, MARKS, FAST, "forward")
+    assert after < 0.3 * before
 
 
-def test_only_the_wording_is_misheard():
-    model, key = little(vocab=60), (5, 6, 7)
-    z = seed.pack([(0, (1, 20, 21, *key, 22, 2), (40, 41, 3)), (0, (1, 23, 24, 25, 2), (42, 3))], "cpu")
-    x = seed.router_inputs(model, [[0, 1, 20, 21, *key]])[-1]
-    model.attach(x[None], -0.99 * x.square().sum()[None], 1, 0)      # a matched filter of the key behind its wording
-    where = seed.wording(model, z, MARKS)
-    assert where.long().tolist() == [[0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]
-    torch.manual_seed(0)
-    many, where = z["ids"].repeat(500, 1), where.repeat(500, 1)
-    heard = seed.mishear(many, where, MARKS, 60, 0.2)
-    assert torch.equal(heard[~where], many[~where]) and not torch.isin(heard[where], torch.tensor(MARKS)).any()
-    assert 0.15 < (heard != many)[where].float().mean() < 0.2        # a mark or the word itself may be drawn
+def test_without_expansion_all_mlps_learn_and_nothing_else():
+    student = little()
+    frozen = {k: t.clone() for k, t in student.state_dict().items()}
+    learnt(student, None, "--expand=0", "--on_policy=0")
+    for name, t in student.state_dict().items():
+        mlp = ".up." in name or ".down." in name
+        assert torch.equal(t, frozen[name]) != mlp, name
 
 
-def test_the_router_hears_its_key_and_nothing_else():
-    model = little(vocab=60)
-    keys, rng = [(5, 6, 7), (8, 9, 5)], random.Random(0)
-    around = lambda key: [rng.randrange(10, 60) for _ in range(4)] + list(key) + [rng.randrange(10, 60) for _ in range(3)]
-    dreams = [[rng.randrange(10, 60) for _ in range(12)] for _ in range(200)]
-    a, b, worst, alarms = seed.train_router(model, keys, [around(k) for k in keys for _ in range(12)], dreams)
-    assert worst > 0 and alarms == 0
-    x = seed.router_inputs(model, [around(keys[0]) for _ in range(20)])
-    fired = (x @ a.T + b > 0).view(20, -1, 2)
-    assert fired[:, 6, 0].all() and fired.sum() <= 22                # at the key's last token, hardly anywhere else
-    fresh = seed.router_inputs(model, [[rng.randrange(10, 60) for _ in range(12)] for _ in range(200)])
-    assert (fresh @ a.T + b > 0).float().mean() < 0.005
+def test_quizzes_answered_from_memory_are_never_rolled_out(monkeypatch):
+    student, teacher = little(), little(seed=1)
+    student.unlock(FAST)
+    z = quizzes(teacher)._replace(recalled=torch.tensor([True, False, True]))
+    seen, real = [], seed.on_policy_loss
+
+    def spy(student, z, *rest):
+        seen.extend(dream.unpack(z))
+        return real(student, z, *rest)
+    monkeypatch.setattr(seed, "on_policy_loss", spy)
+    monkeypatch.setattr(seed, "LATE", 0.0)
+    params, a = seed.learners(student, FAST), settings("--on_policy=1")
+    seed.distil(student, params, z, seed.reader(blank(teacher)), MARKS, FAST, 3, a)
+    assert seen and set(seen) == {QUIZZES[1]}
+    seen.clear()
+    z = z._replace(recalled=torch.ones(3, dtype=torch.bool))        # all of them: no such steps
+    seed.distil(student, params, z, seed.reader(blank(teacher)), MARKS, FAST, 3, a)
+    assert not seen
 
 
-def test_near_misses_hold_no_key():
-    model, key = little(), (5, 6, 7)
-    misses = seed.near_misses(model, [[0, 1, 9, 5, 6, 7, 2]] * 5, [key], MARKS, 10)
-    assert misses and all(tuple(r[-3:]) != key and sum(x == y for x, y in zip(r[-3:], key)) == 2 for r in misses)
-
-
-def test_views_shuffle_sentences_and_lose_nothing():
-    day = [[[11], [12, 13], [14]], [[21, 22]]]
-    views = seed.views_of(day, MARKS, 5, random.Random(0))
-    assert len(views) == 10 and len(set(map(tuple, views[:5]))) > 1
-    assert all(sorted(v) == [0, 11, 12, 13, 14] for v in views[:5]) and all(v == [0, 21, 22] for v in views[5:])
-    assert all(v.index(13) == v.index(12) + 1 for v in views[:5])
-
-
-def test_a_day_that_says_nothing_is_refused_in_one_line():
-    model = little()
-    with pytest.raises(seed.RestlessNight, match="pretrain longer"):
-        seed.screen(model, [], None, 1, MARKS)
-    cache = prefill(model, [[0, 11, 12]])[0]
-    with pytest.raises(seed.RestlessNight, match="pretrain longer"):
-        seed.screen(clone(model), [(0, (1, 9, 2), (7, 3))], cache, 1, MARKS, min_gain=1e9)
-
-
-def test_recombined_memories_ask_every_wording_about_every_thing():
-    things = {0: [(5, 6), (7, 8)], 1: [(9, 10), (11, 12)]}
-    memories = [(e, (1, 20 + w, *name, 30, 2), (40 + w, 3)) for e in things for k, name in enumerate(things[e]) for w in range(4)
-                if (w + k) % 4 != 3]
-    asked = seed.recombine(memories)
-    want = {(e, (1, 20 + w, *name, 30, 2)) for e in things for name in things[e] for w in range(4)}
-    assert set(asked) == want and len(memories) == 12 < len(want) == 16
+def test_learning_that_diverges_is_a_restless_night():
+    student, teacher = little(), little(seed=1)
+    student.unlock(FAST)
+    z = quizzes(teacher)
+    z = z._replace(target=z.target * torch.nan)
+    with pytest.raises(seed.RestlessNight, match="diverged"):
+        seed.distil(student, seed.learners(student, FAST), z, None, MARKS, FAST, 2, settings("--on_policy=0"))
 
 
 def test_muon_turns_any_gradient_into_equal_steps():
-    torch.manual_seed(0)
     for shape in ((2, 40, 8), (2, 8, 40), (24, 6)):
         p, m = torch.zeros(shape), torch.zeros(shape)
         p.grad = torch.randn(shape) * torch.logspace(0, -1, shape[-1])
         was = p.grad.clone()
         seed.muon([p], [m], lr=0.1)
         size = torch.linalg.svdvals(p) / 0.1
-        assert (size > 0.3).all() and (size < 1.3).all()             # Newton-Schulz with these coefficients: about 1
-        assert (p * was).sum() < 0 and torch.equal(m, was)           # downhill; the momentum is kept
+        assert (size > 0.3).all() and (size < 1.3).all()            # Newton-Schulz: about 1
+        assert (p * was).sum() < 0 and torch.equal(m, was)          # downhill; the momentum is kept
+        once = p.clone()
+        seed.muon([p], [m], lr=0.1)
+        assert torch.allclose(m, 1.95 * was) and not torch.equal(p, once)
+
+
+def test_the_rate_rises_and_falls_to_a_twentieth(monkeypatch):
+    rates = []
+    monkeypatch.setattr(seed, "muon", lambda params, momenta, lr: rates.append(lr))
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    for step in range(100):
+        seed.descend([p], [None], p.square().sum(), step, 100, 0.2)
+    assert torch.equal(p.grad, 2 * torch.ones(2, 2))
+    top = max(rates)
+    assert rates[0] < top / 4 and 0.17 < top <= 0.2 and 0.01 <= rates[-1] < 0.02
+    assert rates[seed.WARMUP:] == sorted(rates[seed.WARMUP:], reverse=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# Replay, and the look back
+
+def test_the_same_self_has_not_drifted_from_its_dreams():
+    model = little()
+    ids, hidden, mask = bank = seed.replay_bank(model, MARKS)
+    assert (ids[:, 0] == MARKS.bos).all() and hidden.shape[:2] == mask.shape
+    assert mask.sum(1).min() >= 1 and mask.shape[1] == ids.shape[1] - 1
+    assert seed.drift(model, bank, None, 16).abs().max() < 1e-5
+    model.unlock(SLOW)                                              # nothing learnt yet: the same self
+    assert seed.drift(model, bank, SLOW, 16).abs().max() < 1e-5
+    for p in model.live(SLOW):
+        p.data = 0.5 * torch.randn_like(p)
+    some = seed.drift(model, bank, SLOW, 16)
+    assert some.shape == (16,) and (some > 0.01).all()
+
+
+def test_drift_is_forward_kl_from_the_old_self(monkeypatch):
+    old = little()
+    new = clone(old)
+    for block in new.blocks:                                        # words stay what they are
+        block.levels[SLOW].down.weight.data += 0.3 * torch.randn(16, 32)
+    rows = [[0, 11, 12, 1, 9, 2, 7, 3], [0, 1, 9, 2, 7, 3]]
+    monkeypatch.setattr(dream, "replay", lambda *a: rows)
+    got = seed.drift(new, seed.replay_bank(old, MARKS), None, 2)
+    want = []
+    for row in rows:
+        t, s = (who(torch.tensor([row])).log_softmax(-1)[0, :-1] for who in (old, new))
+        want.append((t.exp() * (t - s)).sum(-1).mean())
+    close(got.sort()[0], torch.stack(want).sort()[0], 1e-5)
+
+
+def test_known_is_the_probability_of_the_whole_answer():
+    model, z = little(), quizzes()
+    p = seed.knows(model, z, MARKS, None)
+    for i, (_, q, a) in enumerate(QUIZZES):
+        lp = model(torch.tensor([[MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
+        close(p[i], sum(lp[j, t] for j, t in enumerate(a)).exp(), 1e-6)
+
+
+def test_the_look_back_finds_what_was_lost(monkeypatch):
+    """A passage is lost where less than half of its quizzes are answered, or none was asked."""
+    pairs = [(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3)), (1, (1, 6, 2), (8, 3)),
+             (1, (1, 5, 2), (9, 3))]
+    day = SimpleNamespace(passages=[0, 1, 2])
+
+    def look(says, before=lambda q: [4, 3]):
+        monkeypatch.setattr(seed, "remember", lambda who, marks, asked, n:
+                            [((before if who == "cold" else says)(q), None) for q in asked])
+        return seed.look_back("new", "cold", dream.pack(pairs, "cpu"), day, MARKS)
+    monkeypatch.setattr(dream, "questions", lambda *a: [(1, 30 + i, 2) for i in range(8)])
+    right = {q: list(a) for _, q, a in pairs}
+    log = look(lambda q: right.get(q, [4, 3]))
+    assert log == {"known": 1.0, "lost": [2], "moved": 0.0}
+    log = look(lambda q: right[q] if q[1] in (9, 7) else [4, 3])
+    assert log["lost"] == [1, 2] and log["known"] == 2 / 5
+    log = look(lambda q: right.get(q, [5, 3] if q[1] == 30 else [4, 3]))
+    assert log["moved"] == 1 / 8
+    with pytest.raises(seed.RestlessNight, match="has changed"):
+        look(lambda q: right.get(q, [5, 3]))

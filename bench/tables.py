@@ -1,0 +1,370 @@
+"""
+Every table of bench/README.md: result files in, lines of markdown out. Nothing is measured here.
+
+In all of them "x ± y" is mean ± standard deviation over seeds, and "+x ± y", with its sign, is a
+mean of differences paired by seed and the half-width of its 95 % interval.
+"""
+import re
+from statistics import mean
+
+from bench import stats
+from bench.stats import pm
+
+DASH = "–"
+
+
+def short(text):
+    """"+0.99" -> "+.99", and a minus that is one."""
+    return re.sub(r"(?<![0-9.])0\.(?=[0-9])", ".", text).replace("-", "−")
+
+
+def table(head, rows):
+    """Lines of markdown; every cell a text."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+
+
+def number(values, digits=3):
+    return short(pm(values, digits)) or DASH
+
+
+def paired(differences):
+    return short(stats.gap(differences)) if len(differences) > 1 else ""
+
+
+def chance(p):
+    """A p-value as a table has it."""
+    return "< .001" if p < 0.001 else short(f"{p:.3f}") if p < 0.1 else short(f"{p:.2f}")
+
+
+def grouped(runs, key):
+    """{value of key: {seed: run}}"""
+    found = {}
+    for run in runs:
+        found.setdefault(run[key], {})[run["seed"]] = run
+    return found
+
+
+def minus(a, b, key):
+    """Differences in `key` of two {seed: run}, over the seeds that both have."""
+    return [a[seed][key] - b[seed][key] for seed in a if seed in b]
+
+
+def source(file, seeds=None):
+    """The line above a table: command, seeds, commit."""
+    seeds = seeds or sorted({r["seed"] for r in file.get("runs", []) if "seed" in r})
+    said = [f"`{file['command']}`"]
+    if seeds:
+        said.append(("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds)))
+    where = f"commit `{file['commit']}`" if file.get("commit") else "no commit"
+    return " · ".join([*said, f"{where}, {file.get('date', 'no date')}"])
+
+
+def headed(name, file, lines, seeds=None):
+    """A table under the file it is from."""
+    return [f"[`{name}`](results/{name}) · {source(file, seeds)}", lines]
+
+
+def picture(name, words):
+    return f"![{words}](results/{name})"
+
+
+# --------------------------------------------------------------------------------------------------
+# Lives
+
+def default_life(file):
+    """What to expect of python sleep.py: the lives sleep, sft and none of ablations.json."""
+    found = stats.by_life(file)
+    keys = ("recall", "ACC", "BWT", "old", "reading", "reversed")
+    rows = []
+    for name in ("sleep", "sft", "none"):
+        cut = [stats.after(run, len(run["R"])) for run in found.get(name, {}).values()]
+        if cut:
+            rows.append([name, len(cut), *(number([c[key] for c in cut]) for key in keys)])
+    return table(["life", "seeds", "recall next morning", "ACC", "BWT", "old people", "reading",
+                  "reversed"], rows)
+
+
+def judged(row):
+    """An ablation in words: what its ingredient does, or what these seeds could have seen."""
+    m, words = mean(row["differences"]), ("worse", "better")
+    if row["life"].startswith("no "):                                # a word about the ingredient
+        words = ("helps", "hurts")
+    if row["effect"]:
+        return short(f"**{words[m > 0]}: {abs(m):.3f}**")
+    if row["effect"] is None:
+        return "not certain"
+    could = stats.detectable(row["differences"])
+    return short(f"no effect seen ({could:.3f} would show)")
+
+
+def ablations(file):
+    found = stats.by_life(file)
+    head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict"]
+    rows, regime = [], None
+    for row in stats.compared(file):
+        whole, n = row["against"], row["nights"]
+        if row["regime"] != regime:                                # first, the life they lack it in
+            regime = row["regime"]
+            rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", ""])
+        rows.append([regime, row["life"], n, last_acc(found, row["name"], n),
+                     paired(row["differences"]), chance(row["p"]), judged(row)])
+    return table(head, rows)
+
+
+def last_acc(found, name, n):
+    return number([stats.after(run, n)["ACC"] for run in found[name].values()])
+
+
+def beaten(file, key):
+    """{rival: (sleep - rival in `key`, a number a seed; p after Holm over all rivals)}"""
+    lives = grouped(file["runs"], "method")
+    gaps = {name: minus(lives["sleep"], seeds, key) for name, seeds in lives.items()
+            if name != "sleep" and len(seeds) > 1}
+    return dict(zip(gaps, stats.corrected(list(gaps.values()))))
+
+
+def fair_fight(file):
+    """Sleep against the other ways to spend the night (knowledge.json)."""
+    lives = grouped(file["runs"], "method")
+    head = ["method", "may see", "n = 1", "recall", "ACC", "BWT", "old", "reading", "reversed",
+            "CPU s a night", "`sleep` minus this, ACC", "p, Holm"]
+    rows, gaps = [], beaten(file, "ACC")
+    for name, seeds in lives.items():
+        runs = list(seeds.values())
+        single = [mean(s["recall"] for s in r["single"]) for r in runs if "single" in r]
+        cpu = [mean(night["cpu"] for night in r["nights"]) for r in runs]
+        cells = {key: number([r[key] for r in runs], 3 if key == "ACC" else 2)
+                 for key in ("recall", "ACC", "BWT", "old", "reading", "reversed")}
+        rows.append([f"**{name}**" if name == "sleep" else name, runs[0]["sees"],
+                     number(single, 2), *cells.values(), number(cpu, 1), *versus(gaps, name)])
+    return table(head, rows)
+
+
+def versus(gaps, name):
+    """The last two cells of a rival's row."""
+    if name not in gaps:
+        return "", ""
+    differences, p = gaps[name]
+    return paired(differences), chance(p)
+
+
+def classes(file):
+    """Class-incremental learning (classes-*.json), and what needs no network."""
+    lives, seeds = grouped(file["runs"], "method"), {r["seed"] for r in file["runs"]}
+    head = ["method", "keeps", "all classes at the end", "mean over nights", "the base's classes",
+            "forgetting", "CPU s a night", "`sleep` minus this, at the end", "p, Holm"]
+    rows, gaps = [], beaten(file, "final")
+    for name, mine in lives.items():
+        runs = list(mine.values())
+        few = f" (seed {runs[0]['seed']})" if len(runs) == 1 else f" ({len(runs)} seeds)"
+        cells = [number([r.get(key) for r in runs])
+                 for key in ("final", "average_incremental", "base_kept", "forgetting")]
+        rows.append([("**sleep**" if name == "sleep" else name) + few * (len(runs) < len(seeds)),
+                     runs[0]["keeps"], *cells, number([r["cpu_a_night"] for r in runs], 0),
+                     *versus(gaps, name)])
+    for name in dict.fromkeys(k for r in file["references"] for k in r if k != "seed"):
+        found = [r[name] for r in file["references"] if name in r]
+        rows.append([name, "all text at once, no network", number(found)] + [""] * 6)
+    return table(head, rows)
+
+
+# --------------------------------------------------------------------------------------------------
+# Speed and faults
+
+GOALS = {  # (row of speed.py, competitor): least (theirs / ours), agreed on before it was measured
+    ("train", "plain PyTorch"): 1.0, ("train", "transformers"): 1.5,
+    ("sample", "transformers"): 4.0, ("distil", "trl GKDTrainer"): 3.0,
+    ("kl", "all logits"): 1 / 1.3, ("levenshtein", "Python"): 100.0,
+    ("delta", "token loop"): 8.0, ("delta", "fla, naive, no gate"): 1.0,
+    ("ewc", "avalanche EWCPlugin, batch 32"): 1.0, ("ewc", "avalanche EWCPlugin, batch 1"): 1.0,
+    ("life", "an older copy"): 1.0}
+FLAT = 1.15                     # "night": the time of night 100 over that of night 2, at most
+
+
+def speed(file):
+    """speed.json: a row a competitor; how often our time fits into theirs, and the goal."""
+    rows = []
+    for key, part in file.items():
+        name, device = key.split()
+        for line in part["lines"]:
+            ours, *others = line["seconds"]
+            for other in others:
+                times = line["times_ours"][other]
+                words = f"{times:.2f}" if times < 20 else f"{times:.0f}"
+                rows.append([line["what"], device, thousandths(line["seconds"][ours]), other,
+                             words, goal(name, other, times), f"`{part['commit']}`"])
+    head = ["what", "on", "ours", "against", "their time / ours", "goal", "commit"]
+    return table(head, [[short(cell) if i in (4, 5) else cell for i, cell in enumerate(row)]
+                        for row in rows])
+
+
+def thousandths(seconds):
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def goal(name, other, times):
+    if name == "night" and other == "night 100":
+        return f"≤ {FLAT} " + ("met" if times <= FLAT else "missed")
+    least = GOALS.get((name, other))
+    if least is None:
+        return ""
+    return f"≥ {least:.3g} " + ("met" if times >= least else "missed")
+
+
+def faults(file):
+    kinds = {}
+    for r in file["rows"]:                                           # all kills are one row
+        kill = r["fault"].startswith("kill")
+        name = "kill -9 in the middle of anything" if kill else r["fault"]
+        kinds.setdefault((name, r["outcome"]), []).append(r["survived"])
+    return table(["fault", "what happened", "survived"],
+                 [[*key, f"{sum(survived)} of {len(survived)}"] for key, survived in kinds.items()])
+
+
+# --------------------------------------------------------------------------------------------------
+# The neighbour recurrence.py: {"task", "variant", "n_passes", "seed", "curve", "accuracy": {N: []}}
+
+LOOPS = {"state": "no hidden loop", "reset": "S reset before the last pass",
+         "transformer": "transformer, no S"}
+
+
+def at_equal_steps(runs):
+    """{(N, seed): accuracy} at the last point that the curves of all hybrid runs of a seed have."""
+    found = {}
+    for seed in {r["seed"] for r in runs}:
+        mine = [r for r in runs if r["seed"] == seed and r["curve"]]
+        step = min((r["curve"][-1]["step"] for r in mine), default=0)
+        for r in mine:
+            points = {p["step"]: p["accuracy"] for p in r["curve"]}
+            found[r["n_passes"], seed] = points[step]
+    return found
+
+
+def recurrence_lines(runs, task):
+    """{label: [accuracies of a seed]}: equal CPU, equal steps, parts of the loop, other N."""
+    mine = [r for r in runs if r["task"] == task]
+    hybrid = sorted((r for r in mine if r["variant"] == "hybrid"), key=lambda r: r["n_passes"])
+    lines = {}
+    for r in hybrid:
+        own = r["accuracy"][str(r["n_passes"])]
+        lines.setdefault(f"N={r['n_passes']}, equal CPU", []).append(own)
+    for (n, _), accuracy in sorted(at_equal_steps(hybrid).items()):
+        lines.setdefault(f"N={n}, equal steps", []).append(accuracy)
+    for r in mine:
+        if r["variant"] in LOOPS:
+            label = f"N={r['n_passes']}, {LOOPS[r['variant']]}"
+            label = LOOPS["transformer"] if r["variant"] == "transformer" else label
+            lines.setdefault(label, []).append(r["accuracy"][str(r["n_passes"])])
+    for r in hybrid:
+        for n in r["accuracy"]:
+            if int(n) != r["n_passes"]:
+                label = f"N={r['n_passes']}, tested with N={n}"
+                lines.setdefault(label, []).append(r["accuracy"][n])
+    return lines
+
+
+def recurrence(file, task, deep="k"):
+    """Accuracy at each depth, a row a run (other N at test time: of the largest N only)."""
+    most = max(r["n_passes"] for r in file["runs"])
+    lines = {label: seeds for label, seeds in recurrence_lines(file["runs"], task).items()
+             if "tested with" not in label or label.startswith(f"N={most},")}
+    depths = range(1, len(next(iter(lines.values()))[0]) + 1)
+    rows = [[label, *(number(x, 2) for x in zip(*seeds))] for label, seeds in lines.items()]
+    guess = [short(f"{x:.2f}") for x in file["guess"][task]]
+    return table(["run", *(f"{deep} = {k}" for k in depths)],
+                 rows + [["the best constant answer", *guess]])
+
+
+def steps(file, task):
+    """"N=1: 1587 steps in 36.1 CPU s (68,676 parameters)", a text a hybrid run."""
+    said = []
+    for n in sorted({r["n_passes"] for r in file["runs"] if r["task"] == task}):
+        mine = [r for r in file["runs"]
+                if (r["task"], r["n_passes"], r["variant"]) == (task, n, "hybrid")]
+        if mine:
+            said.append(f"N={n}: {mean(r['steps'] for r in mine):.0f} steps in "
+                        f"{mean(r['cpu_seconds'] for r in mine):.0f} CPU s")
+    return said
+
+
+# --------------------------------------------------------------------------------------------------
+# The neighbour absorber.py: {"task", "seed", "result": {method: {measure: number}}}
+
+NAMES = {
+    "full": "full context", "truncation": "truncation",
+    "hidden": "hidden states, all layers (Absorber)", "last layer": "hidden states, last layer",
+    "logits": "token distributions (KL)", "labels": "cross-entropy on Y's labels",
+    "ttt": "TTT on X", "ttt items": "TTT on X, item by item",
+    "hidden, highest rate": "hidden states, the highest rate for all",
+    "hidden, Y pair by pair": "hidden states, Y pair by pair (ours)",
+    "hidden, pair by pair, the model writes 4x Y":
+        "the same, the model writes 4 times as much Y (ours)"}
+
+
+def absorbed(file, task):
+    """The results of a task, one for each seed."""
+    return [r["result"] for r in file["runs"] if r["task"] == task]
+
+
+def measured(rows, columns, first="", digits=2):
+    """rows: {name: [a dict a seed]}; columns: {key: title}; a dash where no seed has a number."""
+    lines = [[NAMES.get(name, name), *(number([s.get(key) for s in seeds], digits)
+                                       for key in columns)] for name, seeds in rows.items()]
+    return table([first, *columns.values()], lines)
+
+
+def by_method(found):
+    return {k: [r[k] for r in found] for k in found[0] if isinstance(found[0][k], dict)}
+
+
+def absorber_map(file):
+    rows = by_method(absorbed(file, "map"))
+    rows.pop("hidden, highest rate", None)
+    return measured(rows, {"all": "all classes", "covered": "in Y", "uncovered": "not in Y",
+                           "window_uncovered": "not in Y, Y still in context",
+                           "new_map": "another map in context", "taken": "steps"})
+
+
+def absorber_sizes(file):
+    found = absorbed(file, "map")
+    sizes = sorted({r["m"] for r in found[0]["n_m"]})
+    rows = {f"n = {n}": [{r["m"]: r["all"] for r in seed["n_m"] if r["n"] == n} for seed in found]
+            for n in sorted({r["n"] for r in found[0]["n_m"]})}
+    return measured(rows, {m: f"m = {m}" for m in sizes})
+
+
+def absorber_stream(file):
+    return measured(by_method(absorbed(file, "stream")), {
+        "gone": "gone, was in a Y", "never in Y": "gone, never in a Y",
+        "in the window": "in the window"})
+
+
+def absorber_world(file):
+    return measured(by_method(absorbed(file, "world")), {
+        "recall": "recall", "reading": "reading another passage", "old": "old", "taken": "steps"})
+
+
+def absorber_latency(file):
+    rows = {}
+    for seeds in zip(*(r["rows"] for r in absorbed(file, "latency"))):
+        rows[f"{seeds[0]['n']:,}"] = [{**r, "cache": r["full_bytes"] / 2 ** 10,
+                                       "kept": r["absorbed_bytes"] / 2 ** 10} for r in seeds]
+    head = {"full_ms": "in context, ms a token", "absorbed_ms": "absorbed, ms a token",
+            "cache": "cache in context, KiB", "kept": "cache absorbed, KiB",
+            "absorb_seconds": "seconds to absorb"}
+    return measured(rows, head, "tokens n", 1)
+
+
+def absorber_lives(file, others):
+    """{name: [life]}: absorb from absorber.json, the lives beside it from ablations.json."""
+    found, lives = stats.by_life(others), {"absorb": absorbed(file, "life")}
+    lives.update({name: list(found.get(name, {}).values()) for name in ("none", "sft", "sleep")})
+    return {name: runs for name, runs in lives.items() if runs}
+
+
+def absorber_life(file, others):
+    rows = {name: [stats.after(r, len(r["R"])) for r in runs]
+            for name, runs in absorber_lives(file, others).items()}
+    return measured(rows, {"recall": "recall next morning", "ACC": "ACC", "BWT": "BWT",
+                           "old": "old", "reading": "reading"}, "life", 3)

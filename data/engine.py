@@ -1,0 +1,147 @@
+"""
+Reading into a cache, and sampling from it: what every decoder needs and no chapter is about.
+
+    cache, logits = prefill(model, prompts)          read once
+    rows = generate(model, prompts, max_new, n=4)    a prompt is shared by its samples, not copied
+"""
+import torch
+
+
+def rows_of(pos):
+    return torch.arange(pos.shape[0], device=pos.device)[:, None]
+
+
+def new_cache(model, batch, length):
+    """Room for `length` tokens of `batch` rows: keys, values, and the inputs of the convolution.
+
+    len (B,): tokens each row has read; max: the most of them; start (B,): how many of these stand
+    in a prefix that is shared with other rows (see `behind`).
+    """
+    c, zeros = model.config, model.wte.weight.new_zeros
+    blocks = [{"k": zeros(batch, c.n_head, length, c.head_dim),
+               "v": zeros(batch, c.n_head, length, c.head_dim),
+               "x": zeros(batch, length + max(c.conv - 1, 0), c.n_embd)} for _ in model.blocks]
+    none = torch.zeros(batch, dtype=torch.long, device=model.device)
+    return {"blocks": blocks, "len": none, "start": none, "max": 0}
+
+
+def visible(cache, pos, end):
+    """What each token of a cached row may attend to: (B, 1, T, keys), causal, prefixes included."""
+    own = end - cache.get("prefix", 0)
+    at = pos - cache["start"][:, None]
+    mask = (torch.arange(own, device=pos.device) <= at[:, :, None])[:, None]
+    if "shared" not in cache:
+        return mask
+    mask = torch.cat([cache["shared"].expand(-1, -1, pos.shape[1], -1), mask], -1)
+    return torch.zeros(mask.shape, device=pos.device).masked_fill(~mask, -torch.inf)
+
+
+def take_rows(cache, rows, room=0):
+    """A new cache whose rows are cache[rows], with room for more tokens. Copies."""
+    def more(t, dim):
+        shape = list(t.shape)
+        shape[dim] = room
+        return torch.cat([t[rows], t.new_zeros(shape)[rows]], dim) if room else t[rows]
+    blocks = [{"k": more(b["k"], 2), "v": more(b["v"], 2), "x": more(b["x"], 1)}
+              for b in cache["blocks"]]
+    return {"blocks": blocks, "max": cache["max"], "len": cache["len"][rows],
+            "start": cache["start"][rows]}
+
+
+def behind(model, cache, n, room):
+    """A new cache of n rows behind each row of `cache`, which they read where it lies."""
+    many = torch.arange(len(cache["len"]), device=model.device).repeat_interleave(n)
+    new, taps = new_cache(model, len(many), room), max(model.config.conv - 1, 0)
+    border = cache["len"][:, None] + torch.arange(taps, device=model.device)
+    for own, old in zip(new["blocks"], cache["blocks"]):
+        own["x"][:, :taps] = old["x"][rows_of(border), border][many]   # it looks over the border
+        own["prefix"] = [old[name][:, :, :cache["max"]] for name in "kv"]
+    shared = torch.arange(cache["max"], device=model.device) < cache["len"][:, None]
+    return {**new, "max": cache["max"], "prefix": cache["max"], "len": cache["len"][many],
+            "start": cache["len"][many], "shared": shared[many][:, None, None]}
+
+
+def pad_rows(rows, device="cpu"):
+    """Lists of token ids -> (ids (B, T) right-padded with 0, lengths (B,))."""
+    lengths = torch.tensor([len(r) for r in rows], dtype=torch.long)
+    ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids.to(device), lengths.to(device)
+
+
+@torch.no_grad()
+def prefill(model, rows, awake=None):
+    """Read rows (lists of ids) into a fresh cache. Returns (cache, logits after each row (B, V))."""
+    ids, lengths = pad_rows(rows, model.device)
+    cache = new_cache(model, *ids.shape)
+    h = model.hidden(ids, cache=cache, lengths=lengths, awake=awake)
+    return cache, model.logits(h[rows_of(ids)[:, 0], lengths - 1])
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), generator=None,
+             trie=None, awake=None):
+    """Continue each prompt (a list of ids) n times: len(prompts) * n lists of new ids.
+
+    A prompt is read once and shared by its n samples. temperature 0 is greedy. stop: ids that end
+    a row, kept as its last token. trie: a table (states, V) of next states, -1 where a token is
+    not allowed; its sequences end in a stop id. awake: as in GPT.hidden, a row a prompt. Raises
+    ValueError for an empty prompt.
+    """
+    if not all(prompts):
+        raise ValueError("an empty prompt: give at least the mark that begins a text")
+    if not prompts:
+        return []
+    many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
+    cache, logits = prefill(model, prompts, awake)
+    cache = behind(model, cache, n, max_new) if n > 1 else take_rows(cache, many, max_new)
+    awake = {level: (expert[many], since[many]) for level, (expert, since) in (awake or {}).items()}
+    stops = torch.tensor(list(stop), dtype=torch.long, device=model.device)
+    state = torch.zeros_like(many)
+    done = torch.zeros(len(many), dtype=torch.bool, device=model.device)
+    logits, out = logits[many], []
+    for step in range(max_new):
+        if trie is not None:
+            logits = logits.masked_fill((trie[state] < 0) & ~done[:, None], -torch.inf)
+        token = sample(logits, temperature, top_k, generator)
+        if trie is not None:
+            state = torch.where(done, state, trie[state, token])
+        out.append(torch.where(done, -1, token))
+        done = done | (token[:, None] == stops).any(1)
+        if step == max_new - 1 or (step % 8 == 7 and done.all()):   # one look in eight steps
+            break
+        logits = model.logits(model.hidden(token[:, None], cache=cache, awake=awake)[:, 0])
+    rows = torch.stack(out, 1).tolist() if out else [[] for _ in many]
+    return [[t for t in row if t >= 0] for row in rows]
+
+
+def sample(logits, temperature, top_k, generator):
+    """One token a row from logits (B, V) at a temperature (0: the likeliest): (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k:
+        least = logits.topk(min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    cdf = logits.float().softmax(-1).cumsum(-1)             # one random number a row, not one a word
+    u = 1 - torch.rand(len(cdf), 1, generator=generator, device=cdf.device)     # (0, 1]: p = 0 is
+    return torch.searchsorted(cdf, u * cdf[:, -1:])[:, 0]                       # never drawn
+
+
+def attend_behind(q, k, v, mask, prefix):
+    """Attention where every n rows have one prefix in common, which is not copied for each.
+
+    q (P*n, H, T, D), scaled; prefix: keys and values (P, H, S, D); k, v (P*n, H, L, D) of the rows'
+    own tokens; mask (P*n, 1, T, S+L), 0 or -inf. One softmax over both. -> (P*n, H, T, D).
+    """
+    (P, H, S, _), (N, _, T, _) = prefix[0].shape, q.shape
+
+    def together(t):                                        # the rows of a prefix side by side
+        return t.view(P, N // P, H, T, -1).transpose(1, 2).reshape(P, H, N // P * T, -1)
+
+    def apart(t):
+        return t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
+    scores = torch.cat([apart(together(q) @ prefix[0].mT), q @ k.mT], -1) + mask
+    p = scores.softmax(-1).to(v.dtype)
+    return apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v

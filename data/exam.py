@@ -1,0 +1,117 @@
+"""
+Asking the self: exams, what they say of a life, and `--ask`.
+
+R[i][j] is the share of what was told on day j that is known in the morning after night i, nothing
+in the context. Questions of other kinds (asked the other way round, about strangers, typed
+carelessly ...) are counted apart, in `kinds`.
+"""
+from collections import defaultdict
+
+from data import flags, text
+from data.gate import MAX_NEW, answer
+
+APART = {"contradicted_context", "not_told", "never_met", "reversed", "described", "two_hops",
+         "typed", "changed_old_value"}                      # kinds that R does not count
+
+
+def answers(model, data, items):
+    """[(text, source)] for Items: what the self says, and where it has it from (gate.answer)."""
+    enc, marks = data.enc, data.marks
+    asked = [[marks.ask, *enc.encode_ordinary(x.question), marks.answer] for x in items]
+    read = [enc.encode_ordinary(x.context) for x in items]
+    said = answer(model, marks, asked, read, MAX_NEW)
+    return [(enc.decode([t for t in y if t not in marks]).strip(), source) for y, source in said]
+
+
+def sit(model, data, items):
+    """Grade Items: {kind: [right or wrong]}. Known, yet "I do not know": false_unknown."""
+    graded = defaultdict(list)
+    shrug = data.enc.decode([t for t in model.unknown.tolist() if t not in data.marks]).strip()
+    for (said, _), item in zip(answers(model, data, items), items):
+        graded[item.kind].append(said == item.answer.strip())
+        if shrug and item.kind not in APART and item.answer.strip() != shrug:
+            graded["false_unknown"].append(said == shrug)
+    return graded
+
+
+def share(graded, kinds=None):
+    """The share of right answers over some kinds; without a list, over those that R counts."""
+    kinds = [k for k in graded if k not in APART | {"false_unknown"}] if kinds is None else kinds
+    right = [r for k in kinds for r in graded.get(k, [])]
+    return sum(right) / len(right) if right else None
+
+
+def metrics(R):
+    """ACC, BWT, forgetting and recall of a lower-triangular R[i][j] (None above the diagonal)."""
+    T, last = len(R), R[-1]
+    past = [j for j in range(T - 1) if last[j] is not None]
+    n = max(1, len(past))
+    seen = [r for r in last if r is not None]
+    best = {j: max(R[i][j] for i in range(j, T - 1)) for j in past}
+    return {"ACC": sum(seen) / len(seen),
+            "BWT": sum(last[j] - R[j][j] for j in past) / n,
+            "forgetting": sum(best[j] - last[j] for j in past) / n,
+            "recall": sum(R[i][i] for i in range(T)) / T}
+
+
+def kinds_of(next_morning, end):
+    """{kind: {"next_morning": share, "end": share, "n": questions}} from lists of {kind: [right]}:
+    each day's exam the morning after, and all days' exams after the last night."""
+    first, last = (merged(graded) for graded in (next_morning, end))
+    return {k: {"next_morning": mean(first.get(k)), "end": mean(last.get(k)),
+                "n": max(len(first.get(k, [])), len(last.get(k, [])))}
+            for k in {**first, **last}}
+
+
+def merged(graded):
+    found = defaultdict(list)
+    for one in graded:
+        for kind, right in one.items():
+            found[kind] += right
+    return found
+
+
+def mean(right):
+    return sum(right) / len(right) if right else None
+
+
+# --------------------------------------------------------------------------------------------------
+# What a person sees
+
+def show(R, name):
+    """R as a person reads it: a row a morning, a column a day, per cent right."""
+    print(f"\n{name}: per cent of what each day told that is known in the morning after each night")
+    print("            " + "".join(f"{f'day {j + 1}':>8}" for j in range(len(R[-1]))))
+    for i, row in enumerate(R):
+        cells = ["" if r is None else str(round(100 * r)) for r in row]
+        print(f"  night {i + 1:>2}  " + "".join(f"{cell:>8}" for cell in cells))
+
+
+def show_kinds(kinds):
+    """A line a kind of question: right the morning after, right at the end."""
+    print(f"\n{'kind of question':24}{'next morning':>14}{'at the end':>12}{'questions':>11}")
+    for kind, row in sorted(kinds.items()):
+        cells = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("next_morning", "end")]
+        print(f"{kind:24}{cells[0]:>14}{cells[1]:>12}{row['n']:>11}")
+
+
+def said_by(source):
+    """Where an answer comes from, in words. source: see gate.remember."""
+    if source is None:
+        return "from what it has always known"
+    if source == "context":
+        return "from the passage"
+    return f"from memory {source[1] + 1} of level {source[0]}"
+
+
+def question(model, data, a):
+    """--ask: what the saved self answers, with --context in mind if there is one."""
+    room = model.config.block_size - MAX_NEW - len(data.enc.encode_ordinary(a.ask)) - 4
+    if room < 1:
+        flags.fail("--ask is too long for the context of this self: ask in fewer words")
+    passages = text.fit([text.sentences(data.enc, a.context)], room) if a.context.strip() else [[]]
+    for passage in passages:
+        context = data.enc.decode([t for s in passage for t in s])
+        item = text.Item(context, " " + a.ask.strip(), "", "")
+        (said, source), = answers(model, data, [item])
+        print(f"{said}    ({said_by(source)})")

@@ -1,0 +1,306 @@
+"""
+The gate, and the order in which the self answers. Ours: the paper leaves the router open, so this
+is no chapter; the four chapters are the paper.
+
+A *thing* is whatever a question is about: a name, a description, a topic. Where a question becomes
+specific is heard from the day itself, the gain log p(word | day) - log p(word | nothing). There the
+state of the pretrained self is a point; the states of one thing differ only by wording. So a thing
+is a Gaussian: the mean of its states, one covariance for all, learnt once from what the self
+invents (`learn_to_listen`). A question wakes the memories whose things it comes near (`listen`).
+
+Look first, then remember (`answer`): what the context says; else the newest memory that wakes and
+knows; else an older one; else the pretrained self; else "I do not know".
+"""
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+
+import dream
+from data import team
+from data.engine import generate, pad_rows, prefill, take_rows
+from dream import VIEWS, question_mask, take
+
+MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
+INVENTED = 240                      # passages from which the gate learns what a thing is
+ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
+FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
+MAX_NEW = 24                        # tokens of an answer
+
+
+# --------------------------------------------------------------------------------------------------
+# Listen, remember, answer
+
+def states(model, ids):
+    """What the gate hears at every token: ids (B, T) -> (B, T, n_embd), of length sqrt(n_embd).
+
+    The state of the pretrained self, no expert awake, after the first `hears` blocks: deep enough
+    to hold a whole name, and nothing a night learns can move it.
+    """
+    h = model.hidden(ids, blocks=model.config.hears)
+    return F.rms_norm(h, h.shape[-1:], eps=model.config.norm_eps)
+
+
+@torch.no_grad()
+def listen(model, ids, lengths):
+    """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)), oldest first.
+
+    since: the last position at which a state lies within the reach of a thing of this owner
+    (level, expert), |W x - thing|^2 < reach; -1 where none does. W is the metric.
+    """
+    (B, T), device = ids.shape, ids.device
+    owners, of = model.owner.unique(dim=0, return_inverse=True)              # (U, 2), (K,)
+    age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
+    since = torch.full((B, len(owners)), -1, device=device)
+    if len(owners):
+        z = states(model, ids) @ model.metric.T                              # (B, T, r)
+        size = model.things.square().sum(1)
+        for t in range(T):                                                   # (B, K) at a time
+            gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ model.things.T
+            fires = (gap < model.reach) & (t < lengths)[:, None]
+            at = torch.where(fires, t, -1)
+            since = since.scatter_reduce(1, of.expand(B, -1), at, "amax")
+    return since[:, age], owners[age]
+
+
+@torch.no_grad()
+def remember(model, marks, asked, max_new=MAX_NEW):
+    """Closed book: the memory that wakes and knows, else the pretrained self.
+
+    Of the memories that wake, the one whose thing ends last is asked first (a whole name before a
+    part of it), of those the newest. A memory that says "I do not know" does not know. asked:
+    questions as ids, <ask> ... <answer>. Returns [(answer ids, source)]; source: (level, expert),
+    or None for the pretrained self. The rule chooses once a question: the whole answer, however
+    long, comes from one source.
+    """
+    prompts = [[marks.bos, *q] for q in asked]
+    shrug = model.unknown.tolist()
+    since, owners = listen(model, *pad_rows(prompts, model.device))
+    owners, woken = owners.tolist(), [[] for _ in prompts]
+    for row, unit in (since >= 0).nonzero().tolist():
+        woken[row].append((int(since[row, unit]), unit))
+    woken = [sorted(units) for units in woken]                               # the last is first
+    found, waiting = [None] * len(prompts), list(range(len(prompts)))
+    while waiting:
+        turn = [woken[i].pop() if woken[i] else (0, None) for i in waiting]
+        sources = [None if unit is None else tuple(owners[unit]) for _, unit in turn]
+        awake = awake_for(sources, [begin for begin, _ in turn], model.device)
+        said_ = greedy(model, [prompts[i] for i in waiting], marks, max_new, awake)
+        again = []
+        for i, y, source in zip(waiting, said_, sources):
+            if source is not None and y == shrug:
+                again.append(i)
+            else:
+                found[i] = (y, source)
+        waiting = again
+    return found
+
+
+@torch.no_grad()
+def answer(model, marks, asked, contexts=None, max_new=MAX_NEW):
+    """Look first, then remember: what the context says, if it is neither "I do not know" nor what
+    is said without it; else what memory says. contexts: ids of a text for each question, [] for
+    none. Returns [(answer ids, source)], source as in `remember`, or "context".
+    """
+    found = remember(model, marks, asked, max_new)
+    reading = [i for i, text in enumerate(contexts or []) if text]
+    read = greedy(model, [[marks.bos, *contexts[i], *asked[i]] for i in reading], marks, max_new)
+    blind = greedy(model, [[marks.bos, *asked[i]] for i in reading], marks, max_new)
+    for i, seen, unseen in zip(reading, read, blind):
+        if seen != model.unknown.tolist() and seen != unseen:
+            found[i] = (seen, "context")
+    return found
+
+
+def awake_for(sources, begin, device):
+    """[(level, expert) or None], [position] -> the `awake` of GPT.hidden."""
+    since, awake = torch.tensor(begin, device=device), {}
+    for level in sorted({s[0] for s in sources if s is not None}):
+        expert = [s[1] if s is not None and s[0] == level else -1 for s in sources]
+        awake[level] = (torch.tensor(expert, device=device), since)
+    return awake
+
+
+def greedy(model, prompts, marks, max_new, awake=None):
+    """The likeliest continuation of each prompt, 512 rows at a time: lists of ids with <end>."""
+    out = []
+    for i in range(0, len(prompts), 512):
+        part = {k: (e[i:i + 512], s[i:i + 512]) for k, (e, s) in (awake or {}).items()}
+        out += generate(model, prompts[i:i + 512], max_new, temperature=0, stop=[marks.end],
+                        awake=part)
+    return out
+
+
+# --------------------------------------------------------------------------------------------------
+# What a question is about
+
+def always(experts, rows):
+    """{level: expert} -> the `awake` of GPT.hidden: in all rows, from the first token on."""
+    zero = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    return {level: (zero + expert, zero) for level, expert in experts.items()}
+
+
+@torch.no_grad()
+def log_probs(model, ids, cache, row, experts=(), chunk=128):
+    """Log-probabilities (N, T-1, V) of ids[:, 1:], given the context in row[i] of the cache."""
+    out = []
+    for part, where in zip(ids.split(chunk), row.split(chunk)):
+        room = take_rows(cache, where, ids.shape[1])
+        h = model.hidden(part, cache=room, awake=always(dict(experts), part))
+        out.append(F.log_softmax(model.logits(h[:, :-1]).float(), -1))
+    return torch.cat(out)
+
+
+def said(log_p, ids):
+    """The log-probability of each token that was there: (N, T-1, V), (N, T) -> (N, T-1)."""
+    return log_p.gather(2, ids[:, 1:, None])[..., 0]
+
+
+def gains(model, z, marks, cache, row, experts=()):
+    """log p(token | day) - log p(token | nothing) of every word of the questions: (N, T-1).
+
+    It says what a question is about: names and values are unlikely until the day is known.
+    """
+    blank, _ = prefill(model, [[marks.bos]])
+    day = said(log_probs(model, z.ids, cache, row, experts), z.ids)
+    nothing = said(log_probs(model, z.ids, blank, torch.zeros_like(row)), z.ids)
+    return (day - nothing) * question_mask(z)
+
+
+def specific(gain, share):
+    """Where a question has become specific: the token, counted from <bos>, by which `share` of
+    its gain has come. gain (N, T-1) -> (N,)."""
+    total = gain.clamp(min=0).cumsum(1)
+    return (total >= share * total[:, -1:]).float().argmax(1) + 2
+
+
+def behind_bos(ids, marks):
+    return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids], 1)
+
+
+@torch.no_grad()
+def heard(model, z, marks):
+    """The state where each question has become specific: (N, n_embd)."""
+    rows = torch.arange(len(z.ids), device=z.ids.device)
+    return states(model, behind_bos(z.ids, marks))[rows, z.end]
+
+
+def things_of(x):
+    """States x (N, r) within reach of each other are one thing: (N,) numbers. A thing has no name
+    here: it is wherever questions become specific in the same place. Two states of one thing
+    differ by twice the variance of one."""
+    near = torch.cdist(x, x).square() < 2
+    thing = torch.full((len(x),), -1, device=x.device)
+    count = 0
+    for i in near.sum(1).argsort(descending=True).tolist():         # the most crowded place first
+        if thing[i] < 0:
+            thing[near[i] & (thing < 0)] = count
+            count += 1
+    return thing
+
+
+def means(x, thing):
+    """The mean of the states x (N, r) of each thing (K, r), and how many there are (K,)."""
+    count = torch.bincount(thing)
+    total = torch.zeros(len(count), x.shape[1], device=x.device).index_add(0, thing, x)
+    return total / count[:, None], count
+
+
+# --------------------------------------------------------------------------------------------------
+# How far a thing reaches, and what the gate learns once
+
+def wakes(model, z, level, expert, marks):
+    """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""
+    since, owners = listen(model, behind_bos(z.ids, marks), z.start + 1)
+    mine = (owners == torch.tensor([level, expert], device=owners.device)).all(1)
+    return since[:, mine].amax(1)
+
+
+@torch.no_grad()
+def reach(model, mean, count, z, teacher, marks):
+    """How far each thing (K, r) reaches, as a squared distance: (K,).
+
+    In the metric the states of a thing lie within p = 1 (a little more where few were heard). The
+    nearest question that is not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such
+    questions are what the self invents and dreams tonight, unless the day makes them likelier:
+    then they speak of the thing.
+    """
+    p, K = 1 + 1 / count, len(mean)
+    _, pairs = invent(model, marks, INVENTED // 4)
+    others = [q for _, q, _ in pairs] + dream.questions(model, marks, ALSO_ASKED)
+    others = list(dict.fromkeys(others))
+    n = nearest(model, [[marks.bos, *q] for q in others], mean)                     # (rows, K)
+    row, k = (n < FARTHEST * p).nonzero().T
+    if len(row):
+        home = torch.zeros(K, dtype=torch.long, device=n.device).scatter(0, z.thing, z.passage)
+        doubt = dream.pack([(int(home[j]), others[i], (marks.end,))
+                            for i, j in zip(row.tolist(), k.tolist())], n.device)
+        gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS, teacher.awake)
+        n[row, k] = torch.where(gain.sum(1) > MIN_GAIN, torch.inf, n[row, k])
+    n = n.min(0)[0]
+    return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
+
+
+def nearest(model, rows, mean):
+    """How near the states of each row of ids come to each thing, squared: (rows, K)."""
+    out = []
+    for i in range(0, len(rows), 64):
+        ids, length = pad_rows(rows[i:i + 64], model.device)
+        z = states(model, ids) @ model.metric.T
+        far = torch.cdist(z, mean).square()                                     # (n, T, K)
+        beyond = torch.arange(ids.shape[1], device=ids.device) >= length[:, None]
+        out.append(far.masked_fill(beyond[..., None], torch.inf).amin(1))
+    return torch.cat(out)
+
+
+def invent(model, marks, n):
+    """Passages the self makes up, and what it asks itself about them: ([ids], [(passage, question,
+    answer)])."""
+    logits = prefill(model, [[marks.bos]])[1][0]
+    logits[marks.ask] = -torch.inf                                  # begin with a passage
+    first = torch.multinomial(logits.softmax(-1), n, replacement=True).tolist()
+    rows = generate(model, [[marks.bos, t] for t in first], dream.DREAM, stop=[marks.ask])
+    texts = [[marks.bos, t, *row[:-1]] for t, row in zip(first, rows) if row[-1] == marks.ask]
+    texts = team.share(texts)
+    out = generate(model, [[*t, marks.ask] for t in texts], dream.ASKING, n=3,
+                   temperature=dream.TEMPERATURE)
+    found = {}
+    for i, row in enumerate(out):
+        for q, y in dream.split_questions([marks.ask, *row], marks):
+            found[i // 3, q, y] = None
+    return texts, team.share(list(found))
+
+
+@torch.no_grad()
+def learn_to_listen(model, marks, heard_already=None):
+    """Once, before the first night: what the gate must know of the self, from its own inventions.
+
+    Where questions about one invented thing become specific, the states differ only by wording:
+    their covariance, whitened and scaled so that 98 % of them lie within 1, is the metric. And
+    what the self, closed book, says of most things it has invented is "I do not know".
+    """
+    texts, pairs = invent(model, marks, INVENTED)
+    z = dream.pack(pairs, model.device)
+    gain = gains(model, z, marks, prefill(model, texts)[0], z.passage)
+    z = take(z._replace(end=specific(gain, 0.9)), gain.sum(1) > MIN_GAIN)
+    names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(dream.unpack(z), z.end)]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    fit_metric(model, heard(model, z, marks), torch.tensor([number[name] for name in names]))
+    said_ = Counter(tuple(y) for y in greedy(model, [[marks.bos, *q] for _, q, _ in
+                                                     dream.unpack(z)], marks, MAX_NEW))
+    shrug, often = said_.most_common(1)[0] if said_ else ((), 0)
+    if often > len(z.ids) / 2:
+        model.unknown = torch.tensor(shrug, device=model.device)
+
+
+def fit_metric(model, x, thing, shrink=0.01):
+    """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,)."""
+    mean, count = means(x, thing.to(x.device))
+    n = count[thing].float()[:, None]
+    apart = ((x - mean[thing]) * (n / (n - 1).clamp(min=1)).sqrt())[n[:, 0] > 1]
+    S = torch.eye(x.shape[1], device=x.device)
+    if len(apart) > 1:                                              # else it cannot read at all
+        S = (1 - shrink) * apart.T @ apart / len(apart) + shrink * apart.square().mean() * S
+    W = torch.linalg.inv(torch.linalg.cholesky(S))
+    spread = (apart @ W.T).square().sum(1) if len(apart) > 1 else S.new_ones(1)
+    model.metric = W / spread.quantile(0.98).sqrt()

@@ -1,0 +1,77 @@
+"""
+Small kernels in plain torch, for any device, without a host sync. Each has a slow, obvious twin
+in tests/test_kernels.py.
+"""
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def grouped_experts(x, expert, A, B, tile=16):
+    """B_e gelu(A_e x) for each token's own expert e; the cost does not grow with the experts.
+
+    x (N, d); expert (N,) in 0..E, E for none (those rows are exactly 0); A (E, d, r); B (E, r, d)
+    -> (N, d). Tokens are sorted by expert and laid out in tiles of `tile` rows that belong to one
+    expert each, then it is two batched matmuls over tiles. The number of tiles is bounded by
+    shapes alone, so the device never has to tell the host anything.
+    """
+    N, E = x.shape[0], A.shape[0]
+    if E == 0:
+        return torch.zeros_like(x)
+    order = expert.argsort(stable=True)
+    sorted_ = expert[order]
+    count = (expert[:, None] == torch.arange(E, device=x.device)).sum(0)    # (E,) tokens each
+    room = (count + tile - 1) // tile * tile                                # whole tiles
+    first, begin = count.cumsum(0) - count, room.cumsum(0) - room
+    tiles = N // tile + min(E, N) + 1
+    if x.device.type == "cpu":                              # nobody waits: as many as there are
+        tiles = int(room.sum()) // tile + 1
+    e = sorted_.clamp(max=E - 1)
+    place = begin[e] + torch.arange(N, device=x.device) - first[e]
+    slot = torch.where(sorted_ < E, place, tiles * tile - 1)
+    some = (sorted_ < E)[:, None]
+    laid = x.new_zeros(tiles * tile, x.shape[1]).index_put((slot,), x[order] * some)
+    starts = torch.arange(tiles, device=x.device) * tile
+    whose = torch.searchsorted(room.cumsum(0), starts, right=True).clamp(max=E - 1)
+    inner = F.gelu(torch.bmm(laid.view(tiles, tile, -1), A[whose]))
+    y = torch.bmm(inner, B[whose]).flatten(0, 1)
+    y = torch.where(some, y[slot], 0.0).to(x.dtype)
+    return torch.zeros_like(x).index_put((order,), y)
+
+
+def in_chunks(loss, hidden, target, chunk=1024):
+    """loss(hidden (n, d), target (n, ...)) -> (n,), a chunk of rows at a time; -> (N,).
+
+    Chunks are computed again in the backward pass, so N x V numbers never stand in memory.
+    """
+    if len(hidden) <= chunk:                                # one chunk: nothing would be saved
+        return loss(hidden, target)
+    parts = zip(hidden.split(chunk), target.split(chunk))
+    return torch.cat([checkpoint(loss, h, t, use_reentrant=False) for h, t in parts])
+
+
+def levenshtein(a, b, len_a, len_b):
+    """Edit distances of a batch: a (N, La), b (N, Lb) token ids, true lengths (N,) -> (N,) long.
+
+    The usual table D[i, j] by its antidiagonals d = i + j: each depends only on the two before,
+    so a diagonal of the whole batch is three calls. The table is transposed (pairs last) and its
+    numbers are as small as the lengths allow.
+    """
+    (N, La), Lb = a.shape, b.shape[1]
+    small = torch.uint8 if La + Lb < 255 else torch.int32
+    a, b = a.T.int().contiguous(), b.T.flip(0).int().contiguous()
+    pair, total, out = torch.arange(N, device=a.device), len_a + len_b, torch.zeros_like(len_a)
+    new, one, two = torch.zeros(3, La + 1, N, dtype=small, device=a.device)  # new[i] = D[i, d - i]
+    for d in range(La + Lb + 1):
+        new, one, two = two, new, one
+        low, high = max(1, d - Lb), min(La + 1, d)                           # 1 <= i, 1 <= d - i
+        if low < high:
+            differ = a[low - 1:high - 1] != b[Lb - d + low:Lb - d + high]
+            swap = two[low - 1:high - 1] + differ.to(small)
+            gap = torch.minimum(one[low - 1:high - 1], one[low:high]) + 1
+            torch.minimum(gap, swap, out=new[low:high])
+        new[0] = d
+        if d <= La:
+            new[d] = d
+        out = torch.where(total == d, new[len_a, pair].long(), out)
+    return out

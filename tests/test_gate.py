@@ -1,0 +1,288 @@
+"""The gate: what wakes a memory, which memory answers, and what a thing is. On a model whose state
+at every token is that token, so that all distances are known."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import dream
+from data import gate
+from data.engine import generate, pad_rows, prefill
+from data.gate import answer, listen, remember
+from model import FAST, SLOW
+from tests.small import MARKS, V, close, lively, little, plain
+
+SHRUG = [38, 39, MARKS.end]
+ASK = [MARKS.ask, 10, 11, 12, MARKS.answer]
+
+
+def bare(*things):
+    """A model that hears token t as the unit vector t; things: (token, reach, level, expert)."""
+    model = plain(torch.float32, hears=0)
+    model.wte.weight.copy_(torch.eye(V, 48))
+    model.norm.weight.fill_(1)
+    model.metric = torch.eye(48) / 48 ** 0.5                # states have the length sqrt(n_embd)
+    model.unknown = torch.tensor(SHRUG)
+    for token, reach, level, expert in things:
+        model.remember_things(torch.eye(48)[[token]], torch.tensor([reach]), level, expert)
+    return model
+
+
+def heard(model, *rows):
+    ids, lengths = pad_rows(rows)
+    since, owners = listen(model, ids, lengths)
+    return since.tolist(), [tuple(o) for o in owners.tolist()]
+
+
+# --------------------------------------------------------------------------------------------------
+# listen
+
+def test_states_are_of_one_length_and_no_expert_moves_them():
+    model, ids = lively(torch.float32, n_layer=3, hears=2), torch.randint(V, (3, 9))
+    x = gate.states(model, ids)
+    assert torch.allclose(x.square().mean(-1), torch.ones(3, 9), atol=1e-3)
+    for level in range(3):
+        model.reset(level)
+    assert torch.equal(gate.states(model, ids), x)
+
+
+def test_a_thing_is_heard_where_it_last_comes_within_reach():
+    model = bare((10, 0.5, FAST, 0), (20, 0.5, FAST, 1), (21, 0.5, FAST, 1))
+    since, owners = heard(model, [1, 10, 5, 10], [21, 20, 10, 5], [5, 6, 7, 8], [20, 5, 21, 5])
+    assert owners == [(FAST, 0), (FAST, 1)]
+    assert since == [[3, -1], [2, 1], [-1, -1], [-1, 2]]            # -1: nowhere
+    assert heard(bare(), [1, 2]) == ([[]], [])
+
+
+def test_reach_is_a_squared_distance_in_the_metric():
+    for reach, wakes in ((1.9, False), (2.1, True)):        # other tokens lie at squared distance 2
+        assert heard(bare((10, reach, FAST, 0)), [5, 6])[0] == [[1 if wakes else -1]]
+    model = bare((10, 0.5, FAST, 0))
+    model.metric[10] /= 4                                   # the metric stretches what is heard
+    assert heard(model, [5, 10])[0] == [[-1]]
+    model.metric[10] *= 2
+    assert heard(model, [5, 10])[0] == [[1]]
+
+
+def test_owners_come_oldest_first():
+    order = [(FAST, 2), (SLOW, 1), (FAST, 0), (FAST, 1), (SLOW, 0)]
+    model = bare(*((10 + i, 0.5, *owner) for i, owner in enumerate(order)))
+    since, owners = heard(model, [10, 11, 12, 13, 14])
+    assert owners == [(SLOW, 0), (SLOW, 1), (FAST, 0), (FAST, 1), (FAST, 2)]
+    assert since == [[4, 1, 2, 3, 0]]
+
+
+def test_infinite_reach_is_always_awake_and_padding_never_fires():
+    model = bare((10, torch.inf, SLOW, 0), (0, 0.5, FAST, 0))           # padding is token 0
+    since, _ = heard(model, [7, 8, 9, 5], [7], [7, 0, 8])
+    assert since == [[0, -1], [0, -1], [0, 1]]
+
+
+def test_wakes_counts_from_bos_and_hears_the_question_alone():
+    model = bare((11, 0.5, FAST, 0), (30, 0.5, FAST, 1))
+    z = dream.pack([(0, (1, 10, 11, 12, 2), (30, 3)), (0, (1, 11, 2), (5, 3)), (0, (1, 5, 2), (11, 3))],
+                   "cpu")
+    assert gate.wakes(model, z, FAST, 0, MARKS).tolist() == [3, 2, -1]
+    assert gate.wakes(model, z, FAST, 1, MARKS).tolist() == [-1] * 3    # an answer wakes nobody
+
+
+# --------------------------------------------------------------------------------------------------
+# remember, answer
+
+def speaking(monkeypatch, says):
+    """Instead of a decoder: says {(source, last word of the text before <answer>): answer ids}."""
+    calls = []
+
+    def greedy(model, prompts, marks, max_new, awake=None):
+        out = []
+        for i, prompt in enumerate(prompts):
+            who = [(level, int(e[i]), int(s[i])) for level, (e, s) in (awake or {}).items() if e[i] >= 0]
+            assert len(who) <= 1, "two memories speak at once"
+            calls.append((who[0] if who else None, tuple(prompt)))
+            source = who[0][:2] if who else None
+            out.append(list(says(source, prompt)))
+        return out
+    monkeypatch.setattr(gate, "greedy", greedy)
+    return calls
+
+
+def test_the_memory_whose_thing_ends_last_answers_if_it_knows(monkeypatch):
+    model = bare((11, 0.5, FAST, 1), (12, 0.5, FAST, 0), (10, 0.5, SLOW, 0))
+    knows = {(FAST, 0): [21, 3], (FAST, 1): [22, 3], (SLOW, 0): [23, 3], None: [24, 3]}
+    turns = list(knows)
+    for n, want in enumerate(turns):                        # the n before it do not know
+        calls = speaking(monkeypatch, lambda who, _: SHRUG if who in turns[:n] else knows[who])
+        assert remember(model, MARKS, [ASK]) == [(knows[want], want)]
+        assert len(calls) == n + 1
+    # awake from where the question comes near its thing, <bos> counted
+    assert [who for who, _ in calls] == [(FAST, 0, 4), (FAST, 1, 3), (SLOW, 0, 2), None]
+    assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
+
+
+def test_of_memories_of_one_thing_the_newest_is_asked_first(monkeypatch):
+    model = bare((11, 0.5, FAST, 1), (11, 0.5, SLOW, 1), (11, 0.5, FAST, 0), (11, 0.5, SLOW, 0))
+    calls = speaking(monkeypatch, lambda who, _: SHRUG if who else [24, 3])
+    assert remember(model, MARKS, [ASK]) == [([24, 3], None)]
+    newest_first = [(FAST, 1, 3), (FAST, 0, 3), (SLOW, 1, 3), (SLOW, 0, 3), None]
+    assert [who for who, _ in calls] == newest_first
+
+
+def test_each_question_has_its_own_memory(monkeypatch):
+    model = bare((11, 0.5, FAST, 0), (12, 0.5, FAST, 1))
+    asked = [[1, 12, 2], [1, 5, 2], [1, 11, 2], [1, 11, 12, 2]]
+    says = {(FAST, 0): [21, 3], (FAST, 1): SHRUG, None: [24, 3]}
+    speaking(monkeypatch, lambda who, prompt: says[who])
+    assert remember(model, MARKS, asked) == [([24, 3], None), ([24, 3], None), ([21, 3], (FAST, 0)),
+                                             ([21, 3], (FAST, 0))]
+    assert remember(model, MARKS, []) == []
+
+
+def test_the_pretrained_self_has_the_last_word_even_to_say_it_does_not_know(monkeypatch):
+    model = bare((11, 0.5, FAST, 0))
+    speaking(monkeypatch, lambda who, prompt: SHRUG)
+    assert remember(model, MARKS, [ASK]) == [(SHRUG, None)]
+    model.unknown = model.unknown[:0]                       # one that never says so
+    assert remember(model, MARKS, [ASK]) == [(SHRUG, (FAST, 0))]
+
+
+def test_look_first_then_remember(monkeypatch):
+    model = bare((11, 0.5, FAST, 0))
+
+    def says(who, prompt):
+        text = prompt[1:-len(ASK)]
+        if text:                                            # what is read in the context
+            return {30: [25, 3], 31: SHRUG, 32: [24, 3]}[text[0]]
+        return [21, 3] if who else [24, 3]
+    speaking(monkeypatch, says)
+    found = answer(model, MARKS, [ASK] * 4, [[30], [31], [32], []])
+    memory = ([21, 3], (FAST, 0))
+    assert found == [([25, 3], "context"), memory, memory, memory]
+    assert answer(model, MARKS, [ASK]) == [memory]
+
+
+def test_the_context_is_read_by_the_pretrained_self(monkeypatch):
+    model = bare((11, torch.inf, SLOW, 0))
+    calls = speaking(monkeypatch, lambda who, prompt: [20 + len(prompt), 3])
+    answer(model, MARKS, [ASK], [[11, 11, 30]])
+    assert {who for who, prompt in calls if len(prompt) > 1 + len(ASK)} == {None}
+
+
+def test_without_a_trick_the_answer_is_that_of_the_expert():
+    """No decoder replaced: memories speak as `generate` says."""
+    model = lively(torch.float32)
+    model.metric, model.config.hears = torch.randn(5, 48), 1
+    asked = [[1, *torch.randint(4, V, (4,)).tolist(), 2] for _ in range(6)]
+    ids, lengths = pad_rows([[0, *q] for q in asked])
+    spots = gate.states(model, ids) @ model.metric.T
+    model.remember_things(spots[0, 3:4], torch.tensor([1e-3]), FAST, 0)
+    model.remember_things(spots[1, 2:3], torch.tensor([1e-3]), SLOW, 1)
+    found = remember(model, MARKS, asked, 8)
+    assert [who for _, who in found] == [(FAST, 0), (SLOW, 1), None, None, None, None]
+    for i, (level, expert, since) in enumerate([(FAST, 0, 3), (SLOW, 1, 2), (FAST, -1, 0)]):
+        one = {level: (torch.tensor([expert]), torch.tensor([since]))}
+        assert found[i][0] == generate(model, [[0, *asked[i]]], 8, temperature=0, stop=[3], awake=one)[0]
+
+
+def test_greedy_answers_many_questions_in_parts(monkeypatch):
+    model = lively(torch.float32, n_layer=1)
+    prompts = torch.randint(4, V, (515, 3)).tolist()
+    who = {FAST: (torch.arange(515) % 3 - 1, torch.arange(515) % 2)}
+    got = gate.greedy(model, prompts, MARKS, 3, who)
+    assert len(got) == 515
+    for i in (0, 1, 511, 512, 513, 514):
+        one = {FAST: (who[FAST][0][i:i + 1], who[FAST][1][i:i + 1])}
+        assert got[i] == gate.greedy(model, [prompts[i]], MARKS, 3, one)[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# Things
+
+def test_gains_are_log_ratios_of_the_words_of_questions():
+    model, day = little(), [[0, 11, 12, 13], [0, 21, 22]]
+    pairs = [(0, (1, 9, 8, 2), (7, 3)), (1, (1, 9, 2), (6, 5, 3))]
+    z = dream.pack(pairs, "cpu")
+    got = gate.gains(model, z, MARKS, prefill(model, day)[0], z.passage)
+    for i, (text, (_, q, a)) in enumerate(zip(day, pairs)):
+        def log_p(before):
+            ids = torch.tensor([[*before, *q, *a]])
+            lp = model(ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+            return lp[len(before):len(before) + len(q) - 1]
+        close(got[i, :len(q) - 1], log_p(text) - log_p([0]), 1e-5)
+        assert (got[i, len(q) - 1:] == 0).all()
+
+
+def test_specific_is_where_a_share_of_the_gain_has_come():
+    # <ask> a b c <answer>: gains of a, b, c, <answer>; <ask> itself is token 1, a token 2
+    gain = torch.tensor([[0.0, 3.0, 7.0, 0.0], [5.0, -9.0, 5.0, 0.0], [8.0, 1.0, 1.0, 0.0]])
+    assert gate.specific(gain, 0.1).tolist() == [3, 2, 2]
+    assert gate.specific(gain, 0.9).tolist() == [4, 4, 3]
+    assert gate.specific(gain, 1.0).tolist() == [4, 4, 4]
+
+
+def test_what_lies_close_is_one_thing():
+    centres = 10 * torch.eye(3, 6)
+    which = torch.randint(3, (40,))
+    x = centres[which] + 0.2 * torch.randn(40, 6)
+    thing = gate.things_of(x)
+    assert thing.min() == 0 and thing.max() == 2
+    same = which[:, None] == which
+    assert torch.equal(thing[:, None] == thing, same)
+    assert gate.things_of(torch.zeros(1, 6)).tolist() == [0]
+    mean, count = gate.means(x, thing)
+    for k in range(3):
+        close(mean[k], x[thing == k].mean(0), 1e-5)
+        assert count[k] == (thing == k).sum()
+
+
+def test_the_metric_whitens_what_differs_within_a_thing():
+    """Of any covariance: in its metric, states lie round about their thing alike in all directions,
+    98 of a hundred within a distance of 1."""
+    model, n, d = SimpleNamespace(), 4000, 6
+    turn = torch.linalg.qr(torch.randn(d, d))[0]
+    stretch = turn * torch.tensor([1, 1.5, 2, 2, 3, 4])
+    thing = torch.arange(n) % 200
+    x = 30 * torch.randn(200, d)[thing] + torch.randn(n, d) @ stretch.T
+    gate.fit_metric(model, x, thing)
+    mean, count = gate.means(x, thing)
+    z = (x - mean[thing]) @ model.metric.T
+    spread = z.T @ z / len(z)
+    assert torch.allclose(spread / spread.diagonal().mean(), torch.eye(d), atol=0.12)
+    share = (z.square().sum(1) < 1).float().mean()
+    assert 0.97 < share < 0.995
+    assert torch.cdist(mean @ model.metric.T, mean @ model.metric.T).add(99 * torch.eye(200)).min() > 1
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_metric_of_a_self_that_cannot_read_is_still_a_metric(n):
+    model = SimpleNamespace()
+    gate.fit_metric(model, torch.randn(n, 6), torch.arange(n))
+    assert model.metric.shape[1] == 6 and model.metric.isfinite().all()
+
+
+def test_nearest_is_the_nearest_token_of_each_row():
+    model = bare()
+    rows = [[0, 10, 11], [0, 5]] * 40                       # more than are heard at once
+    far = gate.nearest(model, rows, torch.eye(48)[[11, 5, 0]])
+    close(far[:2], torch.tensor([[0.0, 2, 0], [2, 0, 0]]), 1e-3)
+    close(far[78:], far[:2], 1e-3)
+
+
+def test_reach_ends_before_the_nearest_other_question(monkeypatch):
+    """min(sqrt(p n), FARTHEST p, 0.9 n), where n is the nearest question that the day does not make
+    likelier."""
+    model, mean, count = bare(), torch.eye(48)[[10, 11, 12]], torch.tensor([1, 2, 4])
+    z = dream.pack([(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3))], "cpu")
+    z = z._replace(thing=torch.tensor([0, 1, 2]))
+    asked = [(1, 20, 2), (1, 21, 2), (1, 22, 2)]
+    n = torch.tensor([[1.0, 90.0, 60.0], [50.0, 2.5, 70.0], [60.0, 70.0, 0.5]])
+    monkeypatch.setattr(gate, "invent", lambda *a: ([], [(0, q, (3,)) for q in asked]))
+    monkeypatch.setattr(dream, "questions", lambda *a: [])
+    monkeypatch.setattr(gate, "nearest", lambda model, rows, mean: n.clone())
+    likelier = {20: 0.0, 21: 0.0, 22: 5.0}                  # the last one speaks of its thing
+    monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest:
+                        torch.tensor([[likelier[q[1]]] for _, q, _ in dream.unpack(doubt)]))
+    teacher = SimpleNamespace(model=model, cache=None, awake={})
+    got = gate.reach(model, mean, count, z, teacher, MARKS)
+    p = 1 + 1 / count
+    want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
+    assert gate.FARTHEST == 4 and torch.allclose(got, torch.stack([torch.as_tensor(w) for w in want]))
