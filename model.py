@@ -197,6 +197,7 @@ class GPT(nn.Module):
         self.register_buffer("things", torch.zeros(0, 0))                           # (K, r)
         self.register_buffer("reach", torch.zeros(0))                    # (K,) squared distances
         self.register_buffer("owner", torch.zeros(0, 2, dtype=torch.long))      # (level, expert)
+        self.register_buffer("names", torch.zeros(0, 0, dtype=torch.long))   # (K, n) ids, -1 behind
         self.register_buffer("unknown", torch.zeros(0, dtype=torch.long))  # "I do not know", as ids
         for p in self.parameters():
             if p.ndim == 2 and p.shape[1] > 8:
@@ -320,13 +321,18 @@ class GPT(nn.Module):
         gone = self.owner[:, 0] == level
         if heir is None:
             self.things, self.reach = self.things[~gone], self.reach[~gone]
-            self.owner = self.owner[~gone]
+            self.owner, self.names = self.owner[~gone], self.names[~gone[:len(self.names)]]
         else:
             heir = torch.tensor(heir, device=self.device)
             self.owner = torch.where(gone[:, None], heir, self.owner)
 
-    def remember_things(self, things, reach, level, expert):
-        """Give the gate things (K, r) with their reach (K,) that wake an expert of a level."""
+    def remember_things(self, things, reach, level, expert, names=()):
+        """Give the gate things (K, r) with their reach (K,) that wake an expert of a level. names:
+        what each is called, as ids, where a whole text is a thing; then all things have one."""
+        rows = [[t for t in row if t >= 0] for row in self.names.tolist()] + [*map(list, names)]
+        self.names = torch.full((len(rows), max(map(len, rows), default=0)), -1, device=self.device)
+        for i, row in enumerate(rows):
+            self.names[i, :len(row)] = torch.tensor(row)
         self.things = torch.cat([self.things.view(-1, things.shape[1]), things.to(self.metric)])
         self.reach = torch.cat([self.reach, reach.to(self.reach)])
         mine = torch.tensor([[level, expert]], device=self.device).repeat(len(things), 1)
@@ -392,8 +398,9 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         elif leaf == "B":
             state[name] = grow(t, [*t.shape[:2], D])
         elif name == "metric":                              # the gate hears what it heard before
-            state[name] = grow(t * ratio ** 0.5, [len(t), D])
-        elif name in ("things", "reach", "owner", "unknown"):
+            t = (t * ratio ** 0.5).view(len(t), -1, old.n_embd)
+            state[name] = grow(t, [*t.shape[:2], D]).flatten(1)
+        elif name in ("things", "reach", "owner", "names", "unknown"):
             state[name] = t
         else:
             state[name] = grow(t, shape, noise=float(".up." in name))

@@ -7,7 +7,7 @@ new low-rank expert and an empty context. Everything is sampled from these two; 
 ground truth. Text is token ids; the only symbols known are the four marks of the format
 <bos> passage (<ask> question <answer> answer <end>)*.
 
-    max  E [ (1 - alpha) r(y) - alpha D(teacher || student)(y | x) ]                ([S] Eq. 3-4)
+    max  E [ (1 - alpha) r(y) - alpha D(teacher || student)(y | x) ]                     ([S] 3.3)
 
 Simplifications. The context is cleared at the end of the night, after dreaming, because the
 self-made quiz is the judgement of the self that holds it. Imitation masks a dream after its
@@ -24,14 +24,16 @@ from tqdm import tqdm
 import dream
 from data import team
 from data.engine import generate, pad_rows, prefill
-from data.gate import (MAX_NEW, MIN_GAIN, always, awake_for, gains, greedy, heard, log_probs, means,
-                       reach, remember, said, specific, things_of, wakes)
+from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, hear_day, heard,
+                       log_probs, means, reach, remember, said, specific, wakes)
+from data.text import pad_documents
 from data.kernels import in_chunks, levenshtein
 from dream import VIEWS, Teacher, answer_mask, closed_book, question_mask, take
 from model import FAST, SLOW, clone
 
 READINGS = 2                        # over which an answer's distribution is averaged
 MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
+STUDIED = 10                        # steps a passage, of a day that was studied
 STEPS, BATCH, LR = 36, 32, 0.18     # of distillation: steps a passage; quizzes a step; peak (Muon)
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
 DREAM_STEPS = 20                    # on the curriculum, after dreaming
@@ -40,9 +42,11 @@ WARMUP, LATE, GROUP = 8, 0.7, 4     # steps; from when on some are on-policy; ro
 FORCED, ASK_WEIGHT = 8, 0.3         # rows of a step that teach an expert to ask about its night
 MISHEARD = 0.08                     # share of a question's wording that the student hears wrongly
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
-BETA = 0.5                          # of the Jensen-Shannon divergence
+EVERYWHERE = 1e30                   # reach of what is always awake
+ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
+KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
 SLOW_STEPS, REMEMBERED = 800, 128   # of consolidation: steps; dreams of each expert
 
 
@@ -65,16 +69,17 @@ def night(model, day, marks, a):
     teach = reader(teacher)
     dreamt = dream.write(teacher, marks, a.quizzes, a.writer, a.random_expert)      # 1. write
     z = screen(teacher, dreamt, marks)                                              # 2. screen
-    z = screen(teacher, dreamt + cross(teacher, z, marks), marks)
-    z = z._replace(thing=things_of(heard(model, z, marks) @ model.metric.T))
+    if model.config.listens == "name":
+        z = screen(teacher, dreamt + cross(teacher, z, marks), marks)
+    z = z._replace(thing=about(model, z, marks))
     z = look_up(teacher, z, marks)
-    level, z = open_gate(model, z, teacher, marks, a)                                        # 3. open a gate
+    level, z = open_gate(model, z, teacher, day.heard, marks, a)                    # 3. open a gate
     log = {"dreamt": len(dreamt), "kept": len(z.ids), "things": len(model.things)}
     params = learners(model, level)
     bank = replay_bank(cold, marks) if a.replay and not (a.gate and a.expand) else None
     if a.budget:                                                # learn from few dreams: choose them
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
-    steps = a.seed_steps or STEPS * len(day.passages)
+    steps = a.seed_steps or (STUDIED if day.study else STEPS) * len(day.passages)
     log |= distil(model, params, z, teach, marks, level, steps, a, bank=bank)       # 4. distil
     if a.dream:                                                                     # 5. dream
         pool, quiz = some(z, dream.POOL), some(z, dream.QUIZ)
@@ -116,8 +121,10 @@ def hold(cold, day, marks):
         awake = {FAST: model.n_experts(FAST)}
         study(model, day.study)
     readings = dream.views_of(day.passages, marks, random)
-    cache, _ = prefill(model, readings)
-    held = prefill(model, [[marks.bos]] * len(readings))[0] if day.study else cache
+    rows = torch.zeros(len(readings), device=model.device)
+    cache, _ = prefill(model, readings, always(awake, rows))
+    blank = [[marks.bos]] * len(readings)
+    held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
     return Teacher(model, readings, cache, held, awake)
 
 
@@ -127,11 +134,10 @@ def study(model, documents):
     momenta, expert = [torch.zeros_like(p) for p in params], model.n_experts(FAST) - 1
     for step in tqdm(range(STUDY_STEPS), desc="awake", unit="step", leave=False):
         docs = random.sample(documents, min(BATCH, len(documents)))
-        ids, _ = pad_rows([row for row, _ in docs], model.device)
-        weight, _ = pad_rows([w for _, w in docs], model.device)
+        ids, weight = pad_documents(docs, model.device)
         logits = model(ids[:, :-1], awake=always({FAST: expert}, ids)).float()
         nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = (nll * weight[:, 1:]).sum() / weight[:, 1:].sum()
+        loss = (nll * weight).sum() / weight.sum()
         descend(params, momenta, loss, step, STUDY_STEPS, LR)
     model.settle(FAST)
 
@@ -233,12 +239,16 @@ def memory_of(model, z, marks, sources):
 
     sources: {index: (level, expert), or None for the pretrained self} of the n quizzes.
     """
-    if not sources:
-        return []
-    begin = [int(wakes(model, take(z, [i]), *who, marks)) if who else 0
-             for i, who in enumerate(sources.values())]
-    h = model.hidden(closed_book(z, marks), awake=awake_for(list(sources.values()), begin, model.device))
-    return answers_of(z, F.log_softmax(model.logits(h[:, 1:]).float(), -1))
+    begin, who = torch.zeros_like(z.start), list(sources.values())
+    for source in set(who) - {None}:
+        mine = torch.tensor([w == source for w in who], device=begin.device)
+        begin = torch.where(mine, wakes(model, z, *source, marks), begin)
+    out = []
+    for part in torch.arange(len(who), device=begin.device).split(128):
+        awake = awake_for([who[i] for i in part.tolist()], begin[part].tolist(), begin.device)
+        h = model.hidden(closed_book(take(z, part), marks), awake=awake)
+        out.append(F.log_softmax(model.logits(h[:, 1:]).float(), -1))
+    return answers_of(z, torch.cat(out)) if out else []
 
 
 def with_targets(z, teach, views):
@@ -265,7 +275,7 @@ def sureness(z):
 # --------------------------------------------------------------------------------------------------
 # A new expert, and what wakes it
 
-def open_gate(model, z, teacher, marks, a):
+def open_gate(model, z, teacher, heard_by_day, marks, a):
     """Open what tonight may change, and teach the gate what wakes it. Returns (level, quizzes).
 
     Quizzes learn from where they wake the new expert (`since`); those that do not are dropped.
@@ -275,13 +285,20 @@ def open_gate(model, z, teacher, marks, a):
         return None, z._replace(since=torch.zeros_like(z.start))
     if not a.gate:                                                  # one expert for all nights,
         if not model.n_experts(SLOW):                               # always awake
+            model.reset(SLOW)                                       # the things of the base
             nothing = torch.zeros(1, len(model.metric))
-            model.remember_things(nothing, torch.full((1,), torch.inf), SLOW, 0)
+            model.remember_things(nothing, torch.full((1,), EVERYWHERE), SLOW, 0)
         model.reopen(SLOW) if model.n_experts(SLOW) else model.unlock(SLOW)
         return SLOW, z._replace(since=torch.zeros_like(z.start))
     new = model.n_experts(FAST)
-    mean, count = means(heard(model, z, marks) @ model.metric.T, z.thing)
-    model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
+    if model.config.listens == "text":
+        names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
+        dreamt = [(names[p], q) for p, q, _ in dream.unpack(z)]     # where the day was not heard
+        hear_day(model, marks, heard_by_day or dreamt, FAST, new)
+    else:
+        z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
+        mean, count = means(heard(model, z, marks) @ model.metric.T, z.thing)
+        model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
     model.unlock(FAST, seed=len(model.owner))
     since = wakes(model, z, FAST, new, marks)
     awake = since >= 0
@@ -327,6 +344,7 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
     lr = LR if a.expand else MLP_LR
     for step in tqdm(range(steps), desc="seeding", unit="step", leave=False, mininterval=1.0):
         if step >= late and random.random() < a.on_policy:
+            assert_finite(params)                                   # before they are sampled from
             index = torch.multinomial(read, BATCH // GROUP, replacement=True)
             loss, now = on_policy_loss(student, take(z, index), teach, marks, level, a)
         else:
@@ -338,9 +356,14 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
         for name, value in now.items():
             seen[name] = [*seen.get(name, []), value][-20:]
         descend(params, momenta, loss, step, steps, lr)
+    assert_finite(params)
+    return {name: float(torch.stack(values).mean()) for name, values in seen.items()}
+
+
+def assert_finite(params):
+    """Raises RestlessNight where learning has left the numbers."""
     if not torch.stack([p.isfinite().all() for p in params]).all():
         raise RestlessNight("learning diverged: a weight is not a finite number")
-    return {name: float(torch.stack(values).mean()) for name, values in seen.items()}
 
 
 def new_expert(student, level, since):
@@ -390,7 +413,7 @@ def mishear(z, marks, vocab):
 
 
 def on_policy_loss(student, z, teach, marks, level, a):
-    """-E_{y ~ student} [(1 - alpha) r(y) - alpha D(teacher || student)(y|x)]    ([S] Eq. 3-4).
+    """-E_{y ~ student} [(1 - alpha) r(y) - alpha D(teacher || student)(y|x)]    ([S] 3.3).
 
     The gradient does not go through sampling; the temperature is 1 in sampling and in the loss.
     Returns (loss, {"reward", "spread", "kl"}).
@@ -406,7 +429,7 @@ def on_policy_loss(student, z, teach, marks, level, a):
     log_t, mask = teach(rolled), answer_mask(rolled)
     h = student.hidden(closed_book(rolled, marks), awake=new_expert(student, level, since))
     log_s = F.log_softmax(student.logits(h[:, 1:]).float(), -1)
-    kl = (divergence(log_t, log_s, a.divergence_on) * mask).sum() / mask.sum()
+    kl = (divergence(log_t, log_s, ON_POLICY_KIND) * mask).sum() / mask.sum()
     r = rewards(ys, [right[i] for i in many], said(log_t, rolled.ids), mask)
     alpha = ALPHA if a.imitate else 1.0
     policy = policy_loss(said(log_s, rolled.ids), mask, leave_one_out(r, GROUP))
@@ -415,7 +438,7 @@ def on_policy_loss(student, z, teach, marks, level, a):
 
 
 def rewards(written, asked, judge, mask):
-    """Learning to Imitate: r = gamma r_sem + (1 - gamma) r_abs of each rollout (N,)     ([S] Eq. 5-7).
+    """Learning to Imitate: r = gamma r_sem + (1 - gamma) r_abs of each rollout (N,)     ([S] 3.3).
 
     r_abs = 1 - lev(y, d) / max(|y|, |d|) if lev(y, d) <= NEAR, else 0, against the teacher's own
     text d. r_sem = 1 if a frozen judge finds the meaning the same: the teacher, who has read the
@@ -438,7 +461,7 @@ def leave_one_out(r, group):
 
 
 def policy_loss(log_p, mask, advantage):
-    """-mean advantage * log pi(y): its gradient is REINFORCE. log_p, mask (N, T); advantage (N,)."""
+    """-mean of advantage * log pi(y), whose gradient is REINFORCE. log_p, mask (N, T)."""
     return -(advantage.detach() * (log_p * mask).sum(1)).mean()
 
 
@@ -485,17 +508,16 @@ def consolidate(model, marks, a):
     if not pairs:
         raise RestlessNight("the fast level holds no memories to consolidate")
     z = dream.pack(pairs, model.device)
-    parts = [memory_of(teacher, take(z, part), marks, {i: (FAST, pairs[i][0]) for i in part.tolist()})
-             for part in torch.arange(len(pairs), device=model.device).split(128)]
-    A = max(part.shape[1] for part in parts)
-    z = z._replace(target=torch.cat([F.pad(part, (0, 0, 0, A - part.shape[1])) for part in parts]),
+    sources = {i: (FAST, pair[0]) for i, pair in enumerate(pairs)}
+    z = z._replace(target=memory_of(teacher, z, marks, sources),
                    recalled=torch.ones_like(z.passage, dtype=torch.bool),
                    wording=torch.zeros_like(z.ids, dtype=torch.bool))
     model.reset(FAST, heir=(SLOW, new))
     model.unlock(SLOW, seed=len(model.owner))
     z = z._replace(since=wakes(model, z, SLOW, new, marks))
     each_night_alike = 1 / torch.bincount(z.passage)[z.passage]
-    log = distil(model, learners(model, SLOW), z, None, marks, SLOW, SLOW_STEPS, a, each_night_alike)
+    log = distil(model, learners(model, SLOW), z, None, marks, SLOW, SLOW_STEPS, a,
+                 each_night_alike)
     model.settle(SLOW)
     model.requires_grad_(False)
     return {"consolidated": {"quizzes": len(pairs), **log}}
@@ -505,7 +527,7 @@ def consolidate(model, marks, a):
 # Replay: what protects the old where there is no gate (ablations)
 
 def replay_bank(old, marks):
-    """Dreams of the old self with its own hidden states as targets: (ids, hidden (N, T, d), mask)."""
+    """Dreams of the old self and its own hidden states, as targets: (ids, hidden, mask)."""
     ids, length = pad_rows(dream.replay(old, marks, REPLAYED), old.device)
     mask = torch.arange(1, ids.shape[1], device=ids.device) < length[:, None]
     with torch.no_grad():
@@ -549,11 +571,13 @@ def look_back(model, cold, z, day, marks):
     pairs = dream.unpack(z)
     answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
+    if sum(right) < KNOWN * len(right):
+        raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
     score = {}
     for (p, _, _), r in zip(pairs, right):
         score.setdefault(p, []).append(r)
-    lost = [p for p in range(len(day.passages)) if sum(score.get(p, [0])) * 2 < len(score.get(p, [0]))
-            or p not in score]
+    lost = [p for p in range(len(day.passages))
+            if 2 * sum(score.get(p, [])) <= len(score.get(p, []))]
     old = dream.questions(cold, marks, HELD_OUT)
     before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
     moved = sum(b[0] != c[0] for b, c in zip(before, after)) / max(1, len(old))

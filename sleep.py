@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import exam, flags, gate, store, team, text, weights, world
+from data import classes, exam, flags, gate, store, team, text, weights, world
 from data.engine import pad_rows
 from model import GPT, Config, clone, widen
 
@@ -35,6 +35,7 @@ LR_MUON, LR_ADAM = 0.02, 0.03       # peak rates: matrices inside the blocks; al
 RISE, FALL = 30, 0.6                # steps of warm-up; the last share, in which the rates fall
 KEEP = 300                          # steps between two half-way checkpoints of pretraining
 SFT_STEPS, SFT_LR = 60, 1e-3        # method sft: what most people would do
+STUDIOUS = 4                        # times the rank, where days are studied
 ROOM = 64                           # tokens of a context left free for a question and its answer
 PATIENCE = 3                        # nights that a passage is tried before it is given up
 
@@ -59,7 +60,7 @@ def main(argv):
     report(summaries, a)
 
 
-DATA = {"world": world.load}
+DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
 EXPECT = {"world": " Expect, on two quiet CPU cores: pretraining 3 minutes, a night 20 seconds."}
 
 
@@ -70,7 +71,7 @@ def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
     config = Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
                     n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
-                    ranks=(a.rank, a.rank, 3 * a.rank), listens=data.listen)
+                    ranks=ranks_of(a, data), listens=data.listen)
     run.stage(a, "weights")
     if a.init_from == "scratch":
         model, whole = GPT(config), False
@@ -85,6 +86,11 @@ def born(a, data):
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
     return model, whole
+
+
+def ranks_of(a, data):
+    """Ranks of the experts of each level; a studied day is more than the context could hold."""
+    return a.rank, a.rank * (STUDIOUS if data.listen == "text" else 1), 3 * a.rank
 
 
 def fits(model, data, source):
@@ -222,12 +228,13 @@ def wake(data, i, pending):
     Returns (Day, [(passage, nights it was tried)]); a passage is a list of sentences of ids.
     """
     today = [text.sentences(data.enc, passage) for passage in data.days[i].passages]
+    pending = [] if data.days[i].study else pending      # what was studied is gone with the day
     tried = pending + [(p, 0) for p in text.fit(today, data.block_size - ROOM)]
     return data.days[i]._replace(passages=[p for p, _ in tried]), tried
 
 
 def left_over(day, log, tried):
-    """What the night could not learn stays in the context for the next one, and is given up aloud."""
+    """What a night could not learn stays in the context for the next; it is given up aloud."""
     lost = [(tried[n][0], tried[n][1] + 1) for n in log.get("lost", [])]
     given_up = [p for p, nights in lost if nights >= PATIENCE]
     if given_up:
@@ -256,11 +263,13 @@ def asleep(a, model, day, marks, i):
 def fine_tune(a, model, day, marks, i):
     """Method sft: next-token loss on the day's text, all weights."""
     opt = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=SFT_LR, weight_decay=0.0)
+    if day.study:
+        model.reset(SLOW)                                   # it has no gate: the things of the base
     for _ in range(SFT_STEPS):
         views = seed.dream.views_of(day.passages, marks, run.random, 1)
-        ids, length = pad_rows(views)
-        weight = (torch.arange(1, ids.shape[1]) < length[:, None]).float()
-        loss = document_loss(model, ids, weight)
+        docs = run.random.sample(day.study, min(BATCH, len(day.study)))
+        docs = docs or [(view, [1.0] * len(view)) for view in views]
+        loss = document_loss(model, *text.pad_documents(docs))
         opt.zero_grad()
         loss.backward()
         team.average_gradients(model.parameters())
@@ -296,8 +305,9 @@ def remember_morning(state, log, morning, method):
     others = {k: exam.share(always, [k]) for k in state["before"]}
     state["nights"].append({"night": i + 1, "recall": row[-1], **others, **log})
     known = [r for r in row if r is not None]
+    beside = ", ".join(f"{k} {share:.2f}" for k, share in others.items())
     tqdm.write(f"  {method} {i + 1:>2}: next morning {row[-1]:.2f}, all days "
-               f"{sum(known) / len(known):.2f}, " + ", ".join(f"{k} {v:.2f}" for k, v in others.items()))
+               f"{sum(known) / len(known):.2f}, {beside}")
 
 
 def summarise(a, method, model, state):

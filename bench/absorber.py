@@ -40,7 +40,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "m": (8, (1, 10), "pairs in Y"),
     "train_steps": (250, SOME, "pretraining steps of the small transformer of map and stream"),
     "world_steps": (900, SOME, "pretraining steps of the base of world, if --bases has none"),
-    "people": (8, (2, 40), "strangers of a seed in task world"),
+    "people": (8, (2, 16), "strangers of a seed in task world"),
     "days": (7, (1, 28), "days of a life"),
     "longest": (8192, (128, 2 ** 20), "longest prefix of task latency, in tokens"),
     "bases": ("out-absorber/base-{}.pt", TEXT, "checkpoints of nanoSleep, {} is the seed"),

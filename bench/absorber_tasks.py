@@ -18,7 +18,6 @@ import sleep                                                         # noqa: E40
 from bench.absorption import (METHODS, absorb, lora, merge, next_token, night,       # noqa: E402
                               settle, share, wearing)
 from data import exam, flags, text                                   # noqa: E402
-from data import world as W                                          # noqa: E402
 from data.engine import generate, new_cache, pad_rows                # noqa: E402
 from model import GPT, Config, clone                                 # noqa: E402
 
@@ -263,21 +262,18 @@ def world_base(a, seed):
     return args, sleep.load(path, a.device)[0], data
 
 
-def strangers(world, rng, n):
-    """[(passage, its facts)] about people who are met nowhere else."""
-    found = [W.told_otherwise(world, W.stranger(world, rng), rng) for _ in range(n)]
-    return [(W.passage(facts, rng), facts) for facts in found]
+def strangers(data, rng):
+    """[(passage, [Item] about it)], in any order: people whom the base has read nothing about."""
+    found = {}
+    for item in data.always["reading"]:
+        found.setdefault(item.context, []).append(item)
+    return rng.sample(list(found.items()), len(found))
 
 
-def examined(people, rng, context=False, each=5):
-    """`each` questions a person about what a passage tells: [Item], for each person as many."""
-    items = []
-    for passage, facts in people:
-        for i in range(each):
-            f = facts[i % len(facts)]
-            asked = W.question(f.relation, f.name, rng, exam=True)
-            items.append(text.Item(passage if context else "", asked, " " + f.value, "told"))
-    return items
+def examined(people, context=False, each=5):
+    """`each` questions a passage, the same ones again where it tells less: [Item]."""
+    items = [known[i % len(known)] for _, known in people for i in range(each)]
+    return items if context else [x._replace(context="") for x in items]
 
 
 def passages(model, data, people, rng, count=12):
@@ -306,13 +302,13 @@ def run_world(a, seed, bar):
     in context; old: what the base knew. The adapter is that of the stranger throughout."""
     args, model, data = world_base(a, seed)
     torch.manual_seed(seed)
-    world, rng = W.make_world(seed, args.days, args.people), random.Random(f"strangers {seed}")
-    people, some, others = (strangers(world, rng, n) for n in (a.people, a.people // 2, a.people))
+    rng, n = random.Random(f"strangers {seed}"), a.people
+    everyone = strangers(data, rng)
+    people, some, others = everyone[:n], everyone[n:n + n // 2], everyone[n + n // 2:][:n]
     docs, valid = (passages(model, data, them, rng) for them in (people, some))
-    closed, opened = examined(people, rng), examined(others, rng, context=True)
+    closed, opened = examined(people), examined(others, context=True)
     old = rng.sample(data.always["old"], min(5 * len(people), 200) // len(people) * len(people))
-    context = [x._replace(context=people[i // 5][0]) for i, x in enumerate(closed)]
-    questions = examined(some, rng)
+    questions = examined(some)
 
     def learn(docs, how, lr):                                        # all K: losses differ too much
         return learnt(a, model, docs, how, lr, 0.0, data.marks.bos, seed, bar)
@@ -327,7 +323,8 @@ def run_world(a, seed, bar):
     def score(adapter, _):
         return ask(adapter, questions)
 
-    result = {"full": {"recall": ask(None, context)}, "truncation": measure(None)}
+    read = ask(None, examined(people, context=True))
+    result = {"full": {"recall": read}, "truncation": measure(None)}
     for how in METHODS:
         lr, grid = tuned(learn, valid, score, how)
         adapter, log = learn(docs, how, lr)

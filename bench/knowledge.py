@@ -54,8 +54,8 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "quick": (False, SWITCH, "1 seed, 2 nights, a small base, no search"),
 }
 QUICK = {"seeds": "1", "nights": 2, "tokens": 6000, "search": 0}
-SMALL = ["--n_layer=2", "--n_embd=64", "--pretrain_steps=600", "--people=3", "--quizzes=2",
-         "--seed_steps=30"]
+SMALL = ["--n_layer=2", "--n_embd=64", "--pretrain_steps=600", "--people=2", "--quizzes=1",
+         "--seed_steps=20"]
 
 
 def fail(message):

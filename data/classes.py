@@ -127,11 +127,14 @@ def short(speech, text):
 
 
 def mishear(speech, document, rng):
-    """A document with a tenth of its words replaced by any; what was misheard is not learnt."""
+    """A document with a tenth of the words of its questions replaced by any words; what was
+    misheard is not learnt."""
     words = speech.enc.n_vocab - len(SPECIAL)                       # the marks are the last ids
-    ids, weights = (list(x) for x in document)
+    (ids, weights), asking = (list(x) for x in document), False
     for i, token in enumerate(ids):
-        if token < words and rng.random() < MISHEARD:
+        if token >= words:
+            asking = token == speech.marks.ask
+        elif asking and rng.random() < MISHEARD:
             ids[i], weights[i] = rng.randrange(words), 0.0
     return ids, weights
 

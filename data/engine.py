@@ -72,7 +72,7 @@ def pad_rows(rows, device="cpu"):
 
 @torch.no_grad()
 def prefill(model, rows, awake=None):
-    """Read rows (lists of ids) into a fresh cache. Returns (cache, logits after each row (B, V))."""
+    """Read rows (lists of ids) into a fresh cache -> (cache, logits after each row (B, V))."""
     ids, lengths = pad_rows(rows, model.device)
     cache = new_cache(model, *ids.shape)
     h = model.hidden(ids, cache=cache, lengths=lengths, awake=awake)
@@ -124,7 +124,7 @@ def sample(logits, temperature, top_k, generator):
     if top_k:
         least = logits.topk(min(top_k, logits.shape[-1]))[0][:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    cdf = logits.float().softmax(-1).cumsum(-1)             # one random number a row, not one a word
+    cdf = logits.float().softmax(-1).cumsum(-1)             # one random number a row, not a word
     u = 1 - torch.rand(len(cdf), 1, generator=generator, device=cdf.device)     # (0, 1]: p = 0 is
     return torch.searchsorted(cdf, u * cdf[:, -1:])[:, 0]                       # never drawn
 

@@ -21,7 +21,7 @@ WIDTH = 100                                                      # columns of --
 
 GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the life": {
-        "method": ("sleep", ("sleep", "none", "sft", "absorb"), "what the nights do"),
+        "method": ("sleep", ("sleep", "none", "sft"), "what the nights do"),
         "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
         "data": ("world", ("world", "clinc150", "dbpedia", "banking77"), "what is read by day"),
         "data_dir": ("", TEXT, "folder of the files of --data; none given: data/ and its name"),

@@ -20,12 +20,14 @@ import dream
 from data import team
 from data.engine import generate, pad_rows, prefill, take_rows
 from dream import VIEWS, question_mask, take
+from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
 MAX_NEW = 24                        # tokens of an answer
+PROPOSED = 5                        # things of a text that the gate proposes to the experts
 
 
 # --------------------------------------------------------------------------------------------------
@@ -46,13 +48,16 @@ def listen(model, ids, lengths):
     """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)), oldest first.
 
     since: the last position at which a state lies within the reach of a thing of this owner
-    (level, expert), |W x - thing|^2 < reach; -1 where none does. W is the metric.
+    (level, expert), |W x - thing|^2 < reach; -1 where none does. W is the metric. Of whole texts
+    the nearest thing wins, from the first token on.
     """
     (B, T), device = ids.shape, ids.device
     owners, of = model.owner.unique(dim=0, return_inverse=True)              # (U, 2), (K,)
     age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
     since = torch.full((B, len(owners)), -1, device=device)
-    if len(owners):
+    if len(owners) and model.config.listens == "text":
+        since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
+    elif len(owners):
         z = states(model, ids) @ model.metric.T                              # (B, T, r)
         size = model.things.square().sum(1)
         for t in range(T):                                                   # (B, K) at a time
@@ -73,6 +78,8 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     or None for the pretrained self. The rule chooses once a question: the whole answer, however
     long, comes from one source.
     """
+    if len(model.names):
+        return judge(model, marks, asked)
     prompts = [[marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
     since, owners = listen(model, *pad_rows(prompts, model.device))
@@ -132,6 +139,74 @@ def greedy(model, prompts, marks, max_new, awake=None):
 
 
 # --------------------------------------------------------------------------------------------------
+# Where a whole text is one thing (Config.listens "text")
+
+def topic(model, ids, lengths):
+    """What a text is about: the mean direction of its words, and beside it that of its states,
+    (B, 2 n_embd). ids (B, T): <bos> <ask> text <answer>, right-padded; the marks are not heard."""
+    at = torch.arange(ids.shape[1], device=ids.device)
+    words = ((at > 1) & (at < lengths[:, None] - 1))[..., None]
+    parts = [(F.normalize(x, dim=-1) * words).sum(1) for x in (model.wte(ids), states(model, ids))]
+    return torch.cat([F.rms_norm(x, x.shape[-1:], eps=model.config.norm_eps) for x in parts], 1)
+
+
+def propose(model, ids, lengths):
+    """log p(thing | text) of every thing the gate knows, (B, K): its Gaussian, up to a constant."""
+    far = torch.cdist(topic(model, ids, lengths) @ model.metric.T, model.things)
+    return (-0.5 * far.square()).log_softmax(1)
+
+
+@torch.no_grad()
+def judge(model, marks, asked, trust=(1.0, 1.0)):
+    """The gate proposes, the experts judge: [(name and <end>, owner)] of the best of PROPOSED.
+
+        p(thing | text) ~ p_gate(thing | text) p(name of the thing | text, the expert that owns it)
+    trust: in the gate and in the experts, exponents of the two; (1, 0) is the gate alone.
+    """
+    found = [None] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+    names = [[t for t in row if t >= 0] + [marks.end] for row in model.names.tolist()]
+    owners = [tuple(row) for row in model.owner.tolist()]
+    for some in (order[i:i + 100] for i in range(0, len(order), 100)):
+        prompts = [[marks.bos, *asked[i]] for i in some]
+        near = propose(model, *pad_rows(prompts, model.device))
+        prior, thing = near.topk(min(PROPOSED, len(names)), 1)
+        rows = [(p, k) for p, ks in zip(prompts, thing.tolist()) for k in ks]
+        ids, length = pad_rows([p + names[k] for p, k in rows], model.device)
+        start = torch.tensor([len(p) for p, _ in rows], device=ids.device)
+        awake = awake_for([owners[k] for _, k in rows], [0] * len(rows), ids.device)
+        h = model.hidden(ids[:, :-1], awake=awake)
+        at = torch.arange(1, ids.shape[1], device=ids.device)
+        name = (at >= start[:, None]) & (at < length[:, None])
+        log_p = torch.zeros(name.shape, device=ids.device)
+        log_p[name] = model.logits(h[name]).float().log_softmax(-1).gather(
+            1, ids[:, 1:][name][:, None])[:, 0]
+        sure = trust[0] * prior + trust[1] * log_p.sum(1).view_as(prior)
+        best = sure.argmax(1, keepdim=True)
+        for i, k in zip(some, thing.gather(1, best)[:, 0].tolist()):
+            found[i] = (names[k], owners[k] if owners[k][1] >= 0 else None)
+    return found
+
+
+@torch.no_grad()
+def hear(model, marks, heard_by_day):
+    """What each thing sounds like: [(its name, question)] as ids -> (topics (N, 2 n_embd), number of
+    its thing (N,), names)."""
+    names = list(dict.fromkeys(name for name, _ in heard_by_day))
+    number = {name: i for i, name in enumerate(names)}
+    rows = [[marks.bos, *q] for _, q in heard_by_day]
+    x = [topic(model, *pad_rows(rows[i:i + 256], model.device)) for i in range(0, len(rows), 256)]
+    return torch.cat(x), torch.tensor([number[name] for name, _ in heard_by_day]), names
+
+
+def hear_day(model, marks, heard_by_day, level, expert):
+    """Teach the gate what the things of a day sound like, and whose they are."""
+    x, thing, names = hear(model, marks, heard_by_day)
+    mean, _ = means(x @ model.metric.T, thing)
+    model.remember_things(mean, torch.zeros(len(mean)), level, expert, names)
+
+
+# --------------------------------------------------------------------------------------------------
 # What a question is about
 
 def always(experts, rows):
@@ -161,7 +236,7 @@ def gains(model, z, marks, cache, row, experts=()):
 
     It says what a question is about: names and values are unlikely until the day is known.
     """
-    blank, _ = prefill(model, [[marks.bos]])
+    blank, _ = prefill(model, [[marks.bos]], always(dict(experts), z.ids[:1]))
     day = said(log_probs(model, z.ids, cache, row, experts), z.ids)
     nothing = said(log_probs(model, z.ids, blank, torch.zeros_like(row)), z.ids)
     return (day - nothing) * question_mask(z)
@@ -199,6 +274,13 @@ def things_of(x):
     return thing
 
 
+def about(model, z, marks):
+    """The number of the thing that each question is about: (N,)."""
+    if model.config.listens == "text":
+        return z.passage
+    return things_of(heard(model, z, marks) @ model.metric.T)
+
+
 def means(x, thing):
     """The mean of the states x (N, r) of each thing (K, r), and how many there are (K,)."""
     count = torch.bincount(thing)
@@ -211,6 +293,8 @@ def means(x, thing):
 
 def wakes(model, z, level, expert, marks):
     """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""
+    if model.config.listens == "text":                      # each of several that are proposed
+        return torch.zeros_like(z.start)
     since, owners = listen(model, behind_bos(z.ids, marks), z.start + 1)
     mine = (owners == torch.tensor([level, expert], device=owners.device)).all(1)
     return since[:, mine].amax(1)
@@ -235,7 +319,8 @@ def reach(model, mean, count, z, teacher, marks):
         home = torch.zeros(K, dtype=torch.long, device=n.device).scatter(0, z.thing, z.passage)
         doubt = dream.pack([(int(home[j]), others[i], (marks.end,))
                             for i, j in zip(row.tolist(), k.tolist())], n.device)
-        gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS, teacher.awake)
+        gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,
+                     teacher.awake)
         n[row, k] = torch.where(gain.sum(1) > MIN_GAIN, torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
@@ -279,7 +364,14 @@ def learn_to_listen(model, marks, heard_already=None):
     their covariance, whitened and scaled so that 98 % of them lie within 1, is the metric. And
     what the self, closed book, says of most things it has invented is "I do not know".
     """
+    if model.config.listens == "text":
+        x, thing, _ = hear(model, marks, heard_already)
+        fit_metric(model, x, thing, shrink=0.03, inside=None)
+        return hear_day(model, marks, heard_already, SLOW, -1)
     texts, pairs = invent(model, marks, INVENTED)
+    if not pairs:                                                   # it cannot ask at all
+        model.metric = torch.eye(model.config.n_embd, device=model.device)
+        return
     z = dream.pack(pairs, model.device)
     gain = gains(model, z, marks, prefill(model, texts)[0], z.passage)
     z = take(z._replace(end=specific(gain, 0.9)), gain.sum(1) > MIN_GAIN)
@@ -293,14 +385,16 @@ def learn_to_listen(model, marks, heard_already=None):
         model.unknown = torch.tensor(shrug, device=model.device)
 
 
-def fit_metric(model, x, thing, shrink=0.01):
-    """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,)."""
+def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
+    """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,), or
+    (inside None) with a covariance of 1."""
     mean, count = means(x, thing.to(x.device))
     n = count[thing].float()[:, None]
     apart = ((x - mean[thing]) * (n / (n - 1).clamp(min=1)).sqrt())[n[:, 0] > 1]
     S = torch.eye(x.shape[1], device=x.device)
     if len(apart) > 1:                                              # else it cannot read at all
-        S = (1 - shrink) * apart.T @ apart / len(apart) + shrink * apart.square().mean() * S
+        spread = apart.square().mean().clamp_min(1e-6)
+        S = (1 - shrink) * apart.T @ apart / len(apart) + shrink * spread * S
     W = torch.linalg.inv(torch.linalg.cholesky(S))
     spread = (apart @ W.T).square().sum(1) if len(apart) > 1 else S.new_ones(1)
-    model.metric = W / spread.quantile(0.98).sqrt()
+    model.metric = W if inside is None else W / spread.quantile(inside).clamp_min(1e-6).sqrt()

@@ -3,9 +3,7 @@ tiny budget."""
 import copy
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
+import random
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ import sleep
 from bench import absorber
 from bench import absorption as A
 from bench import absorber_tasks as T
-from data import world as W
-from data.bpe import SPECIAL
+from data import flags, text
 from model import GPT, Config
 
-ROOT = Path(__file__).resolve().parent.parent
 BOS = 0
 
 
@@ -150,7 +146,6 @@ def test_wrong_ranks_and_methods_are_refused(model):
 
 
 def test_documents_of_the_tasks():
-    import random
     rng = random.Random(0)
     d = T.map_document(rng, 24, 8)
     assert len(d["x"]) == 73 and len(d["ys"][0]) == 24
@@ -164,44 +159,49 @@ def test_documents_of_the_tasks():
     assert where == [{0, 1, 2}, {1, 2, 3}, {2, 3, 4}, {3, 4, 5}, {4, 5, 6}, {5, 6, 7}, {6, 7}]
 
 
-def test_a_night_changes_weights_and_adds_none():
-    enc = W.load_tokenizer()
-    marks = sleep.Marks(*(enc.encode_single_token(s) for s in SPECIAL))
-    a = sleep.parse(["--n_layer=2", "--n_embd=32", "--n_head=1", "--quizzes=1", "--views=1"])
-    m = GPT(Config(vocab_size=enc.n_vocab, n_layer=2, n_head=1, n_embd=32, d_ff=64,
-                   ranks=(4, 4, 4))).requires_grad_(False)
+def start():
+    """(flags, model, data) of a life of one day; the self has random weights."""
+    a = flags.parse(["--days=1", "--people=1", "--quizzes=1"])
+    data = sleep.DATA["world"](a)
+    few = {k: items[:2] for k, items in data.always.items()}
+    m = GPT(Config(vocab_size=data.enc.n_vocab, n_layer=1, n_head=1, n_embd=32, d_ff=64,
+                   ranks=(4, 4, 4), hears=1)).requires_grad_(False)
+    m.metric = torch.eye(32)
+    a.command, a.torch_device = "", m.device
+    return a, m, data._replace(always=few)
+
+
+def test_a_night_changes_weights_and_adds_none(monkeypatch):
+    a, m, data = start()
+    enc, marks = data.enc, data.marks
     before, size = copy.deepcopy(m.state_dict()), m.n_params()
-    day = [sleep.sentences(enc, " Ada Bram lives at 27 Elm Street. Ada Bram loves tea and figs.")]
+    lines = text.sentences(enc, " Ada Bram lives at 27 Elm Street. Ada Bram loves tea and figs.")
+    day = text.Day([lines], [])
     said = (0, (marks.ask, *enc.encode_ordinary(" Where?"), marks.answer),
             (*enc.encode_ordinary(" Elm"), marks.end))
-    # an untrained self cannot ask
-    old, A.dream.write_dreams = A.dream.write_dreams, lambda *args, **kw: [said] * 5
-    try:
-        A.NIGHT, kept = {**A.NIGHT, "steps": 3}, A.NIGHT
-        log = A.night(a, m, day, marks, 0, None)
-        A.dream.write_dreams = lambda *args, **kw: []
-        assert "undone" in A.night(a, m, day, marks, 1, None)
-    finally:
-        A.dream.write_dreams, A.NIGHT = old, kept
+    monkeypatch.setattr(A, "NIGHT", {**A.NIGHT, "steps": 3})
+    monkeypatch.setattr(A.dream, "write", lambda *args, **kw: [])    # it cannot read yet
+    same, log = A.night(a, m, day, marks, 0)
+    assert same is m and log["undone"] and log["lost"] == [0]
+    assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
+    monkeypatch.setattr(A.dream, "write", lambda *args, **kw: [said] * 5)
+    same, log = A.night(a, m, day, marks, 0)
     changed = {k for k, v in m.state_dict().items() if not torch.equal(v, before[k])}
-    assert log["dreamt"] == 5 and m.n_params() == size and changed
-    kinds = ("qkv.weight", "proj.weight", "up.weight", "down.weight")
-    assert all(k.endswith(kinds) for k in changed)
+    assert log["dreamt"] == 5 and m.n_params() == size and changed and same is m
+    assert all(k.endswith(("up.weight", "down.weight")) for k in changed)
 
 
 TINY = ["--quick", "--documents=2", "--steps=2", "--train_steps=2", "--n=3", "--m=2",
         "--longest=128"]
 
 
-def run(*words, cwd):
-    return subprocess.run([sys.executable, str(ROOT / "bench/absorber.py"), *words],
-                          capture_output=True, text=True, cwd=cwd)
-
-
-def test_the_real_script_in_small_and_not_twice(tmp_path, monkeypatch, capsys):
+def test_the_bench_in_small_and_not_twice(tmp_path, monkeypatch, capsys):
     words = [*TINY, "--tasks=map,stream,latency", "--out=r.json"]
-    r = run(*words, cwd=tmp_path)
-    assert r.returncode == 0 and "expect about" in r.stdout, r.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(T, "sizes", lambda *args: [])
+    monkeypatch.setattr(T, "LRS", T.LRS[:1])
+    absorber.main(words)
+    assert "expect about" in capsys.readouterr().out
     data = json.loads((tmp_path / "r.json").read_text())
     assert [x["task"] for x in data["runs"]] == ["map", "stream", "latency"]
     for x in data["runs"]:
@@ -211,23 +211,49 @@ def test_the_real_script_in_small_and_not_twice(tmp_path, monkeypatch, capsys):
         assert set(A.METHODS) | {"full", "truncation"} <= set(x["result"])
     assert [row["n"] for row in data["runs"][2]["result"]["rows"]] == [0, 128]
     stamp = os.stat(tmp_path / "r.json").st_mtime_ns
-    monkeypatch.chdir(tmp_path)
     absorber.main(words)
     assert capsys.readouterr().out.startswith("0 runs")
     assert os.stat(tmp_path / "r.json").st_mtime_ns == stamp
 
 
-def test_a_tiny_life_of_absorbing_nights(tmp_path):
-    """The real sleep.py: a base that cannot read yet asks itself nothing, and its night changes
-    nothing."""
-    words = ["--method=absorb", "--contrast=0", "--n_layer=1", "--n_embd=32", "--n_head=1",
-             "--days=1", "--people=1",
-             "--pretrain_steps=2", "--threads=1", f"--out_dir={tmp_path / 'out'}"]
-    r = subprocess.run([sys.executable, str(ROOT / "sleep.py"), *words], capture_output=True,
-                       text=True)
-    assert r.returncode == 0, r.stderr
-    s = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert s["method"] == "absorb" and s["params_after"] == s["params_before"]
+def test_a_tiny_life_of_absorbing_nights(tmp_path, monkeypatch):
+    """sleep.live with the nights of Absorber: a self that cannot read asks itself nothing."""
+    args, m, data = start()
+    args.out_dir = str(tmp_path)
+    monkeypatch.setattr(T, "world_base", lambda a, seed: (args, m, data))
+    life = T.run_life(None, 1, None)
+    assert life["method"] == "absorb" and life["params_after"] == life["params_before"]
+    assert "undone" in life["nights"][0] and "reversed" in life["nights"][0]
+    assert sleep.NIGHTS.pop("absorb") is A.night
+
+
+def test_each_stranger_is_asked_as_often_about_their_own_passage():
+    data = sleep.DATA["world"](flags.parse(["--days=1"]))
+    people = T.strangers(data, random.Random(0))
+    assert len(people) >= 40                                         # enough for --people=16
+    opened, closed = (T.examined(people[:3], context) for context in (True, False))
+    assert len(opened) == len(closed) == 15
+    for i, (x, y) in enumerate(zip(opened, closed)):
+        assert x.context == people[i // 5][0] and y == x._replace(context="")
+        assert x.answer.strip() in x.context
+
+
+def test_answers_of_a_batch_are_those_of_each_document(model):
+    """Items go through the adapter of their own document."""
+    enc = type("Enc", (), {"encode_ordinary": lambda self, s: [ord(c) % 30 + 5 for c in s],
+                           "decode": lambda self, ids: " ".join(map(str, ids))})()
+    data = text.Data("toy", enc, text.Marks(0, 1, 2, 3), 64, None, [], None, {}, "name")
+    items = [text.Item("ab" * (i % 2), f"q{i}", "", "k") for i in range(4)]
+    adapter, said = grown(model, 2), []
+    for i, x in enumerate(items):
+        alone = {k: (M, a[i // 2:i // 2 + 1], b[i // 2:i // 2 + 1])
+                 for k, (M, a, b) in adapter.items()}
+        ids = [0, *enc.encode_ordinary(x.context), 1, *enc.encode_ordinary(x.question), 2]
+        with A.wearing(model, alone):
+            row = T.generate(model, [ids], 24, temperature=0, stop=[3])[0]
+        said.append(enc.decode([t for t in row if t > 3]))
+    told = [x._replace(answer=y) for x, y in zip(items, said)]
+    assert all(T.asked_of_each(model, data, adapter, told))
 
 
 @pytest.mark.parametrize("words,says", [

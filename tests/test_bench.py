@@ -1,106 +1,180 @@
-"""What the benches share: intervals and verdicts by hand, the lives of ablations.py, and the tables and figures of report.py."""
-import json
-from pathlib import Path
+"""The lives of bench/ablations.py, the faults of bench/faults.py, and what both refuse. (Tables,
+statistics and figures: tests/test_report.py.)"""
+import os
+import signal
 
 import pytest
+import torch
 
+import seed
+import sleep
 from bench import ablations as A
-from bench import report, stats
-from data import flags
+from bench import faults, stats
+from data import flags, gate
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_interval_by_hand():
-    m, half = stats.interval([1.0, 2.0, 3.0])
-    assert m == 2.0 and half == pytest.approx(4.303 * 1.0 / 3 ** 0.5)
-    assert stats.interval([1.0])[1] != stats.interval([1.0])[1]       # one seed has no interval
-    assert stats.pm([1.0, 2.0, None, 3.0], 2) == "2.00 ± 1.00" and stats.pm([None]) == "" and stats.pm([0.5], 1) == "0.5"
+TINY = ["--n_layer=1", "--n_embd=32", "--pretrain_steps=2", "--people=1", "--days=2",
+        "--quizzes=1", "--seed_steps=3"]
 
 
-@pytest.mark.parametrize("differences, says", [
-    ([-0.4, -0.5, -0.45], "helps: 0.450"), ([0.1, 0.12, 0.11], "hurts: 0.110"), ([-0.1, 0.1, 0.05], "no effect seen"),
-    ([0.0, 0.0, 0.0], "no effect seen"), ([-0.4], "one seed")])
-def test_verdicts(differences, says):
-    assert stats.verdict(differences) == says
-
+# --------------------------------------------------------------------------------------------------
+# Ablations
 
 def test_every_life_is_a_life_of_sleep_py_and_is_compared_with_one_that_is_lived():
     o = A.parse([])
-    for name, (group, nights, more, against) in A.LIVES.items():
-        a = flags.parse(A.words_of(name, 3, o))                      # unknown flags and bad values end here
-        assert a.seed == a.world_seed == 3 and a.stop == nights <= a.days and a.threads == 1
-        assert group in A.GROUPS and (against is None or against in A.LIVES and A.LIVES[against][1] >= nights)
-        assert A.base_of(name, 3, o) is None or "--init_from" not in " ".join(more)
-    starts = {n for n in A.LIVES if A.base_of(n, 1, o) is None}
-    assert starts == {"sleep", "poor reader", "longer answers"}      # one base a seed and kind of pretraining
-    assert "poor_reader-1" in A.base_of("no imitation (poor reader)", 1, o)
+    for name, (group, nights, _) in A.LIVES.items():
+        words, changed = A.words_of(name, 3, o)
+        a = flags.parse(words)                               # unknown flags and bad values end here
+        assert a.seed == a.world_seed == 3 and a.days == nights and a.threads == 1
+        other = A.against(name)
+        assert other is None or other in A.LIVES and A.LIVES[other][1] >= nights, name
+        assert (other is None) == (name in A.GROUPS[1:] + ["sleep", "none", "sft"]) or \
+            name == "no gate"
+        for word in changed:
+            assert hasattr(seed, word.partition("=")[0].removeprefix("seed."))
+    assert A.against("no replay (no gate)") == "no gate" and A.against("gate+sft") == "sleep"
+    bases = {A.base_folder(n, 1, o) for n in A.LIVES}
+    assert len(bases) == 2 and "600" in A.base_folder("no imitation (poor reader)", 1, o)
     assert len({A.folder(n, 1, o) for n in A.LIVES}) == len(A.LIVES)
+    assert A.base_words("short nights", 1, o) == ["--seed=1", "--world_seed=1", "--threads=1"]
 
 
 def test_what_a_difference_needs_is_lived_too():
-    assert A.parse(["--only=no gate"]).only == ["sleep", "no gate"]
-    assert set(A.parse(["--only=24 dreams"]).only) == {n for n in A.LIVES if A.LIVES[n][0] == "24 dreams"}
+    assert A.parse(["--only=no expansion"]).only == ["sleep", "no expansion"]
+    assert A.parse(["--only=no replay (no gate)"]).only == ["no gate", "no replay (no gate)"]
+    group = {n for n in A.LIVES if A.LIVES[n][0] == "24 dreams"}
+    assert set(A.parse(["--only=24 dreams"]).only) == group
 
 
-def hand_made(life, seed, R, **night):
-    return {"life": life, "seed": seed, "R": R, "params_after": 10,
-            "nights": [{"old": 1.0, "reading": 0.9, "reversed": 0.0, "seconds": {"seed": 2.0}, **night} for _ in R]}
+def test_constants_are_changed_inside_and_are_as_they_were_outside():
+    before = seed.STEPS, seed.GAMMA
+    with A.constants(["seed.STEPS=42", "seed.GAMMA=0"]):
+        assert (seed.STEPS, seed.GAMMA) == (42, 0.0) and type(seed.STEPS) is int
+    assert (seed.STEPS, seed.GAMMA) == before
 
 
-def test_tables_pair_by_seed_and_cut_to_the_shorter_life(capsys):
-    runs = [hand_made("sleep", s, [[1.0, None, None], [1.0, 0.9, None], [0.0, 0.0, 0.0]]) for s in (1, 2, 3)]
-    runs += [hand_made("no gate", s, [[1.0, None], [0.5, 0.4 + s / 100]], undone="why") for s in (1, 2, 3)]
-    A.tables({"runs": runs})
-    said = capsys.readouterr().out
-    assert "| no gate | 2 | 3 | 0.710 ± 0.005 | 0.460 ± 0.005 | -0.500 ± 0.000 |" in said
-    assert "| no gate | 2 | -0.490 ± 0.012 | +0.000 ± 0.000 | +0.000 ± 0.000 | 6 | helps: 0.490 |" in said
+def few_questions(load=sleep.DATA["world"]):
+    def few(a):
+        data = load(a)
+        return data._replace(always={k: items[:2] for k, items in data.always.items()})
+    return few
 
 
-def test_the_pictures_of_hand_made_results(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(stats, "RESULTS", str(tmp_path))
-    two = [[1.0, None], [0.5, 0.4]]
-    lives = [hand_made(n, s, two) for n in ("sleep", "sft", "none", "no gate") for s in (1, 2)]
-    (tmp_path / "ablations.json").write_text(json.dumps({"runs": lives}))
-    (tmp_path / "knowledge.json").write_text(json.dumps({"runs": [
-        {"method": m, "seed": s, "R": R} for s in (1, 2) for m, R in (("sleep", two), ("joint", [[None, None], [0.9, 0.8]]))]}))
-    (tmp_path / "classes-dbpedia.json").write_text(json.dumps({"runs": [{"method": "sleep", "seed": 1, "over_nights": [0.9, 0.8]}]}))
-    report.main(["--pictures"])
-    for name in ("life.png", "ablations.png", "rivals.png"):
-        assert (tmp_path / name).stat().st_size > 5000
-    out = tmp_path / "one"
-    out.mkdir()
-    (out / "summary.json").write_text(json.dumps(lives[0]))
-    report.main([f"--life={out}", f"--out={tmp_path}/mine.png"])
-    assert (tmp_path / "mine.png").is_file()
+class Here:
+    """A pool of processes that is this process."""
+    def __init__(self, *args):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def submit(self, function, *args):
+        result = function(*args)
+        return type("Done", (), {"result": staticmethod(lambda: result)})
+
+    def shutdown(self, **kw):
+        pass
 
 
-def test_the_committed_results_can_be_shown(capsys):
-    report.main([])
-    said = capsys.readouterr().out
-    assert "faults tried" in said and said.count("|---|") >= 3
+def deaf(model, marks, heard_already=None):
+    model.metric = torch.eye(model.config.n_embd)
 
 
-@pytest.mark.parametrize("script, words, says", [
-    ("ablations", ["--only=no_gat"], "there is no 'no_gat'"), ("ablations", ["--seeds=1,x"], "whole numbers"),
-    ("ablations", ["--table", "--result=nowhere.json"], "no results at nowhere.json"), ("ablations", ["--job=2"], "--jobs"),
-    ("report", ["--life=nowhere"], "no life in nowhere")])
-def test_bad_flags_get_one_line(script, words, says, capsys):
+def test_the_bench_lives_goes_on_and_keeps_what_is_lived(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(A, "SMALL", TINY)
+    monkeypatch.setattr(A, "ProcessPoolExecutor", Here)
+    monkeypatch.setitem(sleep.DATA, "world", few_questions())
+    monkeypatch.setattr(gate, "learn_to_listen", deaf)
+    argv = ["--quick", "--only=none", f"--work={tmp_path}", "--jobs=1"]
+    A.main(argv)
+    file = stats.read(str(tmp_path / "quick.json"))
+    assert [r["life"] for r in file["runs"]] == ["none"] and str(tmp_path) not in str(file)
+    for r in file["runs"]:
+        assert {"commit", "date", "versions", "threads", "kinds", "group"} <= set(r)
+        assert "--init_from=BASE" in r["command"] and len(r["R"]) == len(r["nights"]) == 2
+        assert stats.after(r, 2)["ACC"] == pytest.approx(r["ACC"])
+    assert "none" in capsys.readouterr().out
+    monkeypatch.setattr(A, "live", lambda *args: pytest.fail("lived again"))
+    A.main(argv)
+
+
+def test_the_results_of_an_older_bench_are_refused(tmp_path, capsys):
+    path = tmp_path / "old.json"
+    path.write_text('{"runs": [{"life": "sleep", "seed": 1}]}')
+    with pytest.raises(SystemExit):
+        A.main([f"--result={path}", f"--work={tmp_path}"])
+    err = capsys.readouterr().err
+    assert "older bench" in err and err.count("\n") == 1 and "sleep" in path.read_text()
+
+
+@pytest.mark.parametrize("main, words, says", [
+    (A.main, ["--only=no_gat"], "there is no 'no_gat'"), (A.main, ["--job=2"], "--jobs"),
+    (A.main, ["--seeds=1,x"], "whole numbers"), (faults.main, ["--only=kil"], "there is no 'kil'"),
+    (faults.main, ["--quik"], "--quick")])
+def test_bad_flags_get_one_line(main, words, says, capsys):
     with pytest.raises(SystemExit) as e:
-        {"ablations": A, "report": report}[script].main(words)
+        main(words)
     err = capsys.readouterr().err
     assert e.value.code == 2 and says in err and err.count("\n") == 1
 
 
-def test_the_real_script_lives_resumes_and_compares(tmp_path, monkeypatch, capsys):
-    """Two lives of two tiny nights; a life that fails ends the script in one line; a lived one is not lived again."""
-    monkeypatch.setattr(A, "SMALL", ["--pretrain_steps=3", "--people=2", "--seed_steps=3", "--dream_steps=2", "--replay_dreams=8",
-                                     "--quizzes=1", "--views=1"])
-    argv = ["--quick", "--seeds=1", "--only=no replay", f"--work={tmp_path}", "--jobs=1"]
-    A.main(argv)
-    said, file = capsys.readouterr().out, json.loads((tmp_path / "quick.json").read_text())
-    assert [r["life"] for r in file["runs"]] == ["sleep", "none", "sft", "no replay"] and "| no replay | 2 |" in said
-    assert "--init_from=BASE" in file["runs"][-1]["command"] and str(tmp_path) not in json.dumps(file)
-    monkeypatch.setattr(A.subprocess, "run", lambda *a, **kw: pytest.fail("lived again"))
-    A.main(argv)
+# --------------------------------------------------------------------------------------------------
+# Faults
+
+def test_every_place_to_die_is_there():
+    for where in [*faults.IN_BIRTH, *faults.IN_NIGHTS]:
+        module, function = where.split(":")[0].split(".")
+        assert callable(getattr(faults.MODULES[module], function)), where
+
+
+@pytest.mark.parametrize("how", ["", "half", "between"])
+def test_a_victim_dies_in_the_middle_of_a_write(tmp_path, how):
+    path = str(tmp_path / "c.pt")
+    child = os.fork()
+    if child == 0:
+        faults.store.write(path, b"0123456789")
+        faults.dies_at(f"store.write:1{':' * bool(how)}{how}")
+        faults.store.write(path, b"abcdefghij", keep_old=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    left = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    old = {"c.pt": b"0123456789"}
+    assert left == {"": old, "half": {**old, "c.pt.tmp": b"abcde"},
+                    "between": {"c.pt.before": b"0123456789", "c.pt.tmp": b"abcdefghij"}}[how]
+
+
+@pytest.mark.parametrize("how", ["rate", "nan", "noise", "algebra"])
+def test_sabotage_strikes_the_second_night_alone(monkeypatch, how):
+    seen, sound = [], seed.muon
+
+    def night():
+        p = torch.nn.Parameter(torch.zeros(4, 4))
+        p.grad = torch.eye(4)
+        seed.muon([p], [torch.zeros(4, 4)], 0.1)
+        seen.append(p.detach())
+    monkeypatch.setattr(seed, "night", night)
+    monkeypatch.setattr(seed, "muon", sound)
+    faults.sabotages(how)
+    seed.night()
+    try:
+        seed.night()
+    except torch.linalg.LinAlgError:
+        assert how == "algebra"
+        seen.append(torch.full((4, 4), torch.nan))
+    seed.night()
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+def test_a_refusal_that_changes_a_file_is_no_refusal(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_text("x")
+
+    def call(words, hurt_by=(), **kw):
+        if words == ["moves"]:
+            (tmp_path / "kept").write_text("y")
+        return 2, "", ["sleep.py: no"] * (1 + (words == ["two lines"]))
+    monkeypatch.setattr(faults, "call", call)
+    assert faults.refused("f", ["good"], str(tmp_path), "no")["survived"]
+    for words, says in ((["good"], "yes"), (["two lines"], "no"), (["moves"], "no")):
+        assert not faults.refused("f", words, str(tmp_path), says)["survived"]

@@ -286,3 +286,19 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     p = 1 + 1 / count
     want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
     assert gate.FARTHEST == 4 and torch.allclose(got, torch.stack([torch.as_tensor(w) for w in want]))
+
+
+@pytest.mark.parametrize("asked", [[], [(0, (1, 9, 2), (7, 3))]])
+def test_a_self_that_invents_nothing_learns_some_metric(monkeypatch, asked):
+    """After hardly any pretraining: nothing to hear, yet nothing breaks."""
+    model = little()
+    monkeypatch.setattr(gate, "MIN_GAIN", 1e9)
+    monkeypatch.setattr(gate, "invent", lambda *a: ([[0, 11]] * len(asked), asked))
+    gate.learn_to_listen(model, MARKS)
+    assert model.metric.shape[1] == 16 and model.metric.isfinite().all() and len(model.unknown) == 0
+    assert remember(model, MARKS, [[1, 9, 2]])[0][1] is None
+    monkeypatch.setattr(dream, "questions", lambda *a: [])
+    z = dream.pack([(0, (1, 9, 2), (7, 3))], "cpu")._replace(thing=torch.tensor([0]))
+    monkeypatch.setattr(gate, "invent", lambda *a: ([], []))
+    reach = gate.reach(model, torch.zeros(1, len(model.metric)), torch.tensor([1]), z, None, MARKS)
+    assert reach.tolist() == [gate.FARTHEST * 2]            # nobody is near

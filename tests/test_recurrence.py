@@ -1,9 +1,6 @@
 """Offline recurrence: the kernel against its loop, Algorithm 1 against itself spelled out, the
 tasks against slow twins, and the real script on a few steps."""
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +8,6 @@ import torch.nn.functional as F
 
 from bench import recurrence as R
 from bench import tables
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 # --------------------------------------------------------------------------------------------------
@@ -223,10 +218,9 @@ def test_a_tiny_bench_saves_resumes_and_refuses_other_settings(tmp_path, capsys)
     out = tmp_path / "sub" / "r.json"
     flags = ["--quick", "--steps=20", "--every=10", "--exam=8", "--batch=2",
              "--task=khop,rule110_small", f"--out={out}"]
-    r = subprocess.run([sys.executable, "bench/recurrence.py", *flags], capture_output=True,
-                       text=True, timeout=240, cwd=ROOT)
-    assert r.returncode == 0, r.stderr
-    assert "minutes" in r.stdout and "| N=4, equal steps |" in r.stdout
+    R.main(flags)
+    said = capsys.readouterr().out
+    assert "minutes" in said and "| N=4, equal steps |" in said
     first = json.loads(out.read_text())
     assert [(x["task"], x["variant"], x["n_passes"]) for x in first["runs"]] == [
         ("khop", "hybrid", 1), ("khop", "hybrid", 4), ("khop", "transformer", 1),
