@@ -32,6 +32,7 @@ from dream import VIEWS, Teacher, answer_mask, closed_book, question_mask, take
 from model import FAST, SLOW, clone
 
 READINGS = 2                        # over which an answer's distribution is averaged
+LIKELY = -6.0                       # log p of the least likely word of a question that is asked
 MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
 STUDIED = 10                        # steps a passage, of a day that was studied
 STEPS, BATCH, LR = 36, 32, 0.18     # of distillation: steps a passage; quizzes a step; peak (Muon)
@@ -179,20 +180,27 @@ def cross(teacher, z, marks):
     """Questions nobody happened to ask: the wording of one about the thing of another (ours).
 
     A question is wording, thing, wording: the thing lies between the words by which a tenth and
-    nine tenths of its gain have come. The self that holds the day answers.
+    nine tenths of its gain have come. What no self would ask ("Where does 3 May live?", a word
+    of it has log p < LIKELY) is dropped; the self that holds the day answers the rest.
     """
     pairs, begin, end = dream.unpack(z), z.begin.tolist(), z.end.tolist()
     about = [(p, q[b - 1:e]) for (p, q, _), b, e in zip(pairs, begin, end)]
     words = [(q[:b - 1], q[e:]) for (_, q, _), b, e in zip(pairs, begin, end)]
     asked = {(p, q) for p, q, _ in pairs}
     new = {}
-    for i in torch.randperm(len(pairs)).tolist():
+    for i in (torch.randperm(2 * len(pairs)) % len(pairs)).tolist():
         (p, thing), (before, after) = about[i], random.choice(words)
         if (p, before + thing + after) not in asked:
             new[p, before + thing + after] = None
-    prompts = [[*teacher.readings[p * VIEWS], *q] for p, q in new]
-    said_ = greedy(teacher.model, prompts, marks, MAX_NEW)
-    return [(p, q, tuple(y)) for (p, q), y in zip(new, said_) if y[-1] == marks.end]
+    if not new:
+        return []
+    new = dream.pack([(p, q, (marks.end,)) for p, q in new], teacher.model.device)
+    word = said(log_probs(teacher.model, new.ids, teacher.cache, new.passage * VIEWS), new.ids)
+    sense = word.masked_fill(~question_mask(new), 0.0).min(1)[0] > LIKELY
+    new = [(p, q) for p, q, _ in dream.unpack(take(new, sense))]
+    answers = greedy(teacher.model, [[*teacher.readings[p * VIEWS], *q] for p, q in new], marks,
+                     MAX_NEW)
+    return [(p, q, tuple(y)) for (p, q), y in zip(new, answers) if y[-1] == marks.end]
 
 
 def look_up(teacher, z, marks):

@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 import seed
 from data import classes, exam, flags, gate, store, team, text, weights, world
-from data.engine import pad_rows
-from model import GPT, Config, clone, widen
+from model import SLOW, GPT, Config, clone, widen
 
 VERSION = 3                         # of the checkpoints
 BATCH = 8                           # documents a pretraining step

@@ -190,7 +190,7 @@ def judge(model, marks, asked, trust=(1.0, 1.0)):
 
 @torch.no_grad()
 def hear(model, marks, heard_by_day):
-    """What each thing sounds like: [(its name, question)] as ids -> (topics (N, 2 n_embd), number of
+    """How each thing sounds: [(its name, question)] as ids -> (topics (N, 2 n_embd), number of
     its thing (N,), names)."""
     names = list(dict.fromkeys(name for name, _ in heard_by_day))
     number = {name: i for i, name in enumerate(names)}

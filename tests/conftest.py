@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-torch.set_num_threads(1)           # the models are tiny: a second thread only waits, on a busy machine for long
+torch.set_num_threads(1)           # the models are tiny: a second thread only waits
 
 
 @pytest.fixture(autouse=True)

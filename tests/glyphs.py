@@ -1,4 +1,4 @@
-"""Another world for the night, without a letter of English: tokens are numbers, templates are rules,
+"""Another world for the night, without a letter of English: tokens are numbers, templates rules,
 marks are elsewhere.
 
 A thing has a name of two tokens and three properties of two tokens each. Only the four marks are

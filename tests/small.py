@@ -18,7 +18,8 @@ from model import GPT, Config
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = Marks(bos=0, ask=1, answer=2, end=3)
 V = 40
-STYLES = {"ours": {}, "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),
+STYLES = {"ours": {},
+          "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),
           "two taps": dict(conv=2, rope=False)}
 
 
@@ -84,7 +85,8 @@ def same_state(a, b):
 def member(rank, size, port, work, pipe):
     try:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank),
-                          LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                          LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))
         torch.set_num_threads(1)
         random.seed(0), torch.manual_seed(0)
         team.start()

@@ -1,7 +1,6 @@
 """Dreaming: gradients, choice, trials and the writer, each against doing it one by one."""
 import copy
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from hypothesis import given, settings, strategies as st
 import dream
 import seed
 from data.text import Day
-from dream import Teacher
-from model import FAST, SLOW, TRIAL
-from tests.small import MARKS, V, close, expand, far, little, same_state
+from model import FAST, TRIAL
+from tests.small import MARKS, V, close, expand, little, same_state
 
 QUIZZES = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (1, (1, 4, 4, 4, 2), (8, 3)),
            (1, (1, 12, 13, 2), (14, 3))]
@@ -86,7 +84,8 @@ def spied(monkeypatch, rows):
     calls = []
 
     def generate(model, prompts, max_new, n=1, awake=None, **kw):
-        calls.append((prompts, n, {k: (e.tolist(), s.tolist()) for k, (e, s) in (awake or {}).items()}, kw))
+        calls.append((prompts, n,
+                      {k: (e.tolist(), s.tolist()) for k, (e, s) in (awake or {}).items()}, kw))
         return [rows[i % len(rows)] for i in range(len(prompts) * n)]
     monkeypatch.setattr(dream, "generate", generate)
     return calls
@@ -132,7 +131,8 @@ def test_memories_are_asked_of_each_expert_awake_from_the_first_word(monkeypatch
 def test_what_the_self_says_out_of_the_blue():
     model = little()
     rows = dream.replay(model, MARKS, 7)
-    assert len(rows) == 7 and all(row[0] == MARKS.bos and 1 < len(row) <= 1 + dream.DREAM for row in rows)
+    assert len(rows) == 7 and all(row[0] == MARKS.bos and 1 < len(row) <= 1 + dream.DREAM
+                                  for row in rows)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -256,7 +256,8 @@ def test_a_round_of_dreaming_leaves_the_self_without_its_day_alone(writer):
     cold = copy.deepcopy(model)
     readings = [[0, 11, 12]] * dream.VIEWS + [[0, 21, 22]] * dream.VIEWS
     lp = torch.full((4, z.ids.shape[1] - 1, V), -0.1)
-    log = dream.learn_to_dream(model, cold, z, z, readings, MARKS, lambda y: lp[:len(y.ids)], "cosine",
+    log = dream.learn_to_dream(model, cold, z, z, readings, MARKS, lambda y: lp[:len(y.ids)],
+                               "cosine",
                                writer)
     assert same_state(cold, little()) and log["chosen"] == log["pool"] == 4
     assert 0 <= log["rewarded"] <= 1 and ("writer_loss" in log) == writer

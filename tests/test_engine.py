@@ -26,7 +26,8 @@ def test_greedy_generate_equals_the_naive_loop(style):
     forced = [naive(model, p, 20, {k: (torch.tensor([e[i]]), torch.tensor([s[i]]))
                                    for k, (e, s) in who.items()}) for i, p in enumerate(PROMPTS)]
     awake = {k: (torch.tensor(e), torch.tensor(s)) for k, (e, s) in who.items()}
-    for n in (1, 2):                                        # awake has an entry a prompt, not a sample
+    for n in (1,
+              2):                                        # awake has an entry a prompt, not a sample
         got = generate(model, PROMPTS, 20, n=n, temperature=0, awake=awake)
         assert got == [f for f in forced for _ in range(n)]
     assert forced != want
@@ -86,7 +87,8 @@ def test_stop_tokens_end_a_row_and_only_that_row():
     assert len(want[0]) <= 3 and len(set(ends)) > 1
     assert generate(model, PROMPTS, 20, temperature=0, stop=stop) == want
     assert generate(model, PROMPTS, 0) == [[], [], []] and generate(model, [], 5) == []
-    assert [len(row) for row in generate(model, PROMPTS, 20, temperature=0, stop=range(V))] == [1] * 3
+    assert [len(row)
+            for row in generate(model, PROMPTS, 20, temperature=0, stop=range(V))] == [1] * 3
 
 
 def test_an_empty_prompt_and_too_long_a_text_are_refused():
@@ -110,7 +112,8 @@ def test_a_trie_allows_only_its_sequences():
     trie = torch.tensor(table)
     drawn = generate(model, PROMPTS, 6, n=40, temperature=3.0, stop=[end], trie=trie)
     assert {tuple(row) for row in drawn} == set(allowed)    # all of them and nothing else
-    for row, prompt in zip(generate(model, PROMPTS, 6, temperature=0, stop=[end], trie=trie), PROMPTS):
+    for row, prompt in zip(generate(model, PROMPTS, 6, temperature=0, stop=[end], trie=trie),
+                           PROMPTS):
         text, state = list(prompt), 0
         while text[-1] != end:                              # the best allowed token, one at a time
             logits = model(torch.tensor([text]))[0, -1].masked_fill(trie[state] < 0, -torch.inf)

@@ -80,7 +80,8 @@ def test_infinite_reach_is_always_awake_and_padding_never_fires():
 
 def test_wakes_counts_from_bos_and_hears_the_question_alone():
     model = bare((11, 0.5, FAST, 0), (30, 0.5, FAST, 1))
-    z = dream.pack([(0, (1, 10, 11, 12, 2), (30, 3)), (0, (1, 11, 2), (5, 3)), (0, (1, 5, 2), (11, 3))],
+    z = dream.pack([(0, (1, 10, 11, 12, 2), (30, 3)), (0, (1, 11, 2), (5, 3)),
+                    (0, (1, 5, 2), (11, 3))],
                    "cpu")
     assert gate.wakes(model, z, FAST, 0, MARKS).tolist() == [3, 2, -1]
     assert gate.wakes(model, z, FAST, 1, MARKS).tolist() == [-1] * 3    # an answer wakes nobody
@@ -96,7 +97,8 @@ def speaking(monkeypatch, says):
     def greedy(model, prompts, marks, max_new, awake=None):
         out = []
         for i, prompt in enumerate(prompts):
-            who = [(level, int(e[i]), int(s[i])) for level, (e, s) in (awake or {}).items() if e[i] >= 0]
+            who = [(level, int(e[i]), int(s[i])) for level, (e, s) in (awake or {}).items()
+                   if e[i] >= 0]
             assert len(who) <= 1, "two memories speak at once"
             calls.append((who[0] if who else None, tuple(prompt)))
             source = who[0][:2] if who else None
@@ -180,7 +182,8 @@ def test_without_a_trick_the_answer_is_that_of_the_expert():
     assert [who for _, who in found] == [(FAST, 0), (SLOW, 1), None, None, None, None]
     for i, (level, expert, since) in enumerate([(FAST, 0, 3), (SLOW, 1, 2), (FAST, -1, 0)]):
         one = {level: (torch.tensor([expert]), torch.tensor([since]))}
-        assert found[i][0] == generate(model, [[0, *asked[i]]], 8, temperature=0, stop=[3], awake=one)[0]
+        assert found[i][0] == generate(model, [[0, *asked[i]]], 8, temperature=0, stop=[3],
+                                       awake=one)[0]
 
 
 def test_greedy_answers_many_questions_in_parts(monkeypatch):
@@ -249,7 +252,8 @@ def test_the_metric_whitens_what_differs_within_a_thing():
     assert torch.allclose(spread / spread.diagonal().mean(), torch.eye(d), atol=0.12)
     share = (z.square().sum(1) < 1).float().mean()
     assert 0.97 < share < 0.995
-    assert torch.cdist(mean @ model.metric.T, mean @ model.metric.T).add(99 * torch.eye(200)).min() > 1
+    assert torch.cdist(mean @ model.metric.T,
+                       mean @ model.metric.T).add(99 * torch.eye(200)).min() > 1
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -285,7 +289,8 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     got = gate.reach(model, mean, count, z, teacher, MARKS)
     p = 1 + 1 / count
     want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
-    assert gate.FARTHEST == 4 and torch.allclose(got, torch.stack([torch.as_tensor(w) for w in want]))
+    assert gate.FARTHEST == 4 and torch.allclose(got,
+                                                 torch.stack([torch.as_tensor(w) for w in want]))
 
 
 @pytest.mark.parametrize("asked", [[], [(0, (1, 9, 2), (7, 3))]])

@@ -48,7 +48,8 @@ def test_grouped_experts_equal_a_loop_over_tokens(N, E, tile, who):
 
 def test_without_experts_nothing_is_added():
     x = torch.randn(5, 6)
-    y = grouped_experts(x, torch.zeros(5, dtype=torch.long), torch.zeros(0, 6, 2), torch.zeros(0, 2, 6))
+    y = grouped_experts(x, torch.zeros(5, dtype=torch.long), torch.zeros(0, 6, 2),
+                        torch.zeros(0, 2, 6))
     assert y.shape == x.shape and (y == 0).all()
 
 
@@ -70,7 +71,8 @@ def test_the_tiles_of_a_device_that_is_not_asked_are_enough(monkeypatch):
 # In chunks
 
 def squares(h, t):
-    return ((h @ h.T[:, :3]).square().sum(1) * t).sum(-1) if t.ndim == 1 else (h * t).square().sum(1)
+    return ((h @ h.T[:,
+                     :3]).square().sum(1) * t).sum(-1) if t.ndim == 1 else (h * t).square().sum(1)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 23])
@@ -91,7 +93,7 @@ def test_chunks_hold_one_chunk_at_a_time():
         rows.append(len(h))
         return (h @ head.T).logsumexp(-1) + t
 
-    def keep(x):                                             # what autograd stores beside its inputs
+    def keep(x):                                            # what autograd stores beside its inputs
         given = {y.untyped_storage().data_ptr() for y in (h, head, t)}
         kept.append(0 if x.untyped_storage().data_ptr() in given else x.numel())
         return x
@@ -105,7 +107,8 @@ def test_chunks_hold_one_chunk_at_a_time():
 # Attention behind a shared prefix
 
 @fuzz
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3),
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4),
+       st.integers(0, 3),
        st.integers(0, 10 ** 6))
 def test_attention_behind_a_prefix_is_attention_to_both(P, n, S, T, before, seed):
     torch.manual_seed(seed)
@@ -144,7 +147,8 @@ def batch(rows, width):
 
 
 def test_levenshtein_of_known_words():
-    words = [("kitten", "sitting", 3), ("flaw", "lawn", 2), ("", "abc", 3), ("abc", "", 3), ("", "", 0),
+    words = [("kitten", "sitting", 3), ("flaw", "lawn", 2), ("", "abc", 3), ("abc", "", 3),
+             ("", "", 0),
              ("a", "a", 0)]
     (a, len_a), (b, len_b) = (batch([list(map(ord, w[side])) for w in words], 8) for side in (0, 1))
     assert levenshtein(a, b, len_a, len_b).tolist() == [w[2] for w in words]
@@ -154,7 +158,8 @@ WORDS = st.lists(st.integers(0, 2), max_size=9)
 
 
 @fuzz
-@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8), st.integers(0, 3), st.integers(0, 3))
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8), st.integers(0, 3),
+       st.integers(0, 3))
 def test_levenshtein_equals_the_table(pairs, room_a, room_b):
     (a, len_a), (b, len_b) = (
         batch([p[side] for p in pairs], max(len(p[side]) for p in pairs) + room)

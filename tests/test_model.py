@@ -33,7 +33,7 @@ def test_unlock_changes_not_one_bit(make, level, dtype):
     assert make is plain or far(before, loud)
     params = model.unlock(level, n=2)
     assert len(params) == 2 * len(model.blocks) and all(p.requires_grad for p in params)
-    for _ in "live", "settled":                                     # nor does settling the untouched
+    for _ in "live", "settled":                                    # nor does settling the untouched
         assert torch.equal(model(ids), before) and torch.equal(model(ids, awake=forced), loud)
         for new in (first_new, first_new + 1):
             assert torch.equal(model(ids, awake=awake((level, [new] * 3, [0, 2, 19]))), before)
@@ -49,7 +49,8 @@ def test_copies_begin_alike_and_another_seed_elsewhere():
     for block in model.blocks:
         A = block.levels[TRIAL].A_live
         assert torch.equal(A[0], A[1]) and torch.equal(A[0], A[2]) and A[0].abs().sum() > 0
-        assert not torch.equal(A[0], model.blocks[0].levels[TRIAL].A_live[0]) or block is model.blocks[0]
+        assert not torch.equal(A[0],
+                               model.blocks[0].levels[TRIAL].A_live[0]) or block is model.blocks[0]
     first = model.live(TRIAL)[0].clone()
     model.discard(TRIAL)
     model.unlock(TRIAL, seed=2)
@@ -63,7 +64,7 @@ def test_only_the_live_expert_receives_a_gradient():
     learn = [p for p in model.parameters() if p.requires_grad]
     assert {id(p) for p in learn} == {id(p) for p in live}
     opt = torch.optim.SGD(learn, lr=0.1)
-    for _ in range(2):                                      # B is 0 at first: A learns from step two
+    for _ in range(2):                                     # B is 0 at first: A learns from step two
         opt.zero_grad()
         logits = model(ids, awake=awake((FAST, [2] * 3, [0] * 3)))
         F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
@@ -83,7 +84,8 @@ def test_settle_keeps_what_was_learnt_and_discard_forgets_it():
         assert far(learnt, before)
         end(TRIAL)
         assert torch.equal(model(ids, awake=third), before if end == model.discard else learnt)
-        assert model.live(TRIAL) == [] and model.n_experts(TRIAL) == (2 if end == model.discard else 3)
+        assert model.live(TRIAL) == [] and model.n_experts(TRIAL) == (2 if end
+                                                                      == model.discard else 3)
 
 
 def test_reopened_experts_learn_on_from_where_they_were():
@@ -115,7 +117,8 @@ def test_reset_empties_a_level_and_nothing_else():
     assert model.n_experts(FAST) == 0 and model.n_experts(SLOW) == 2
     assert torch.equal(model(ids, awake=awake((SLOW, [0, 1, -1], [0] * 3))), before)
     assert model.owner.tolist() == [[SLOW, 0]] * 2 + [[SLOW, 1]] * 2
-    assert torch.equal(model.things, state["things"][4:]) and torch.equal(model.reach, state["reach"][4:])
+    assert torch.equal(model.things, state["things"][4:]) and torch.equal(model.reach,
+                                                                          state["reach"][4:])
     for name, t in model.state_dict().items():
         if f"levels.{FAST}.A" not in name and f"levels.{FAST}.B" not in name and name in state:
             assert name in ("things", "reach", "owner") or torch.equal(t, state[name]), name
@@ -140,7 +143,8 @@ def test_load_state_dict_of_more_or_fewer_experts_and_things():
         assert torch.equal(other(ids, awake=WOKEN), model(ids, awake=WOKEN))
         assert same_state(other, model) and other.n_params() == model.n_params()
     single = GPT(model.config)                              # it keeps its own precision
-    single.load_state_dict({k: t.double() if t.is_floating_point() else t for k, t in state.items()})
+    single.load_state_dict({k: t.double() if t.is_floating_point() else t for k,
+                            t in state.items()})
     assert torch.equal(single(ids, awake=WOKEN), model(ids, awake=WOKEN))
 
 
@@ -170,7 +174,8 @@ def test_tomorrows_rank():
 # awake, since
 
 def test_an_expert_runs_from_its_position_on():
-    model, ids = lively(n_layer=1), tokens(3, 20)           # one block: no token sees another's expert
+    model, ids = lively(n_layer=1), tokens(3,
+                                           20)           # one block: no token sees another's expert
     old, always_on = model(ids), model(ids, awake=awake((FAST, [1] * 3, [0] * 3)))
     got = model(ids, awake=awake((FAST, [1] * 3, [0, 12, 20])))
     close(got[0], always_on[0])
@@ -255,7 +260,7 @@ def test_widen_leaves_no_saddle():
     old = lively()
     wide, ids = widen(old, n_embd=83, n_head=5, d_ff=257).requires_grad_(True), tokens(4, 30)
     opt = torch.optim.SGD(wide.parameters(), lr=0.1)
-    for _ in range(3):                              # writers move, then what they feed, then its gain
+    for _ in range(3):                              # writers, what they feed, its gain
         opt.zero_grad()
         F.cross_entropy(wide(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
         opt.step()
@@ -270,7 +275,7 @@ def test_widen_leaves_no_saddle():
         for dim, size in enumerate(was):            # the new part along each dimension that grew
             new = grad.narrow(dim, size, grad.shape[dim] - size)
             heard += 1
-            assert new.numel() == 0 or new.abs().max() > 1e-9, f"no gradient in what is new in {name}"
+            assert new.numel() == 0 or new.abs().max() > 1e-9, f"no gradient in new {name}"
     assert heard > 20
 
 
@@ -332,7 +337,8 @@ def test_a_shared_prefix_serves_several_rows(style):
         mine = {k: (e[i:i + 1], s[i:i + 1]) for k, (e, s) in who.items()}
         close(logits[i], model(torch.tensor([prefix]), awake=mine)[0, -1])
     for rows in (copied, shared):
-        out = torch.cat([model(part, cache=rows, awake=twice) for part in more.split([3, 1, 4], 1)], 1)
+        out = torch.cat([model(part, cache=rows, awake=twice) for part in more.split([3, 1, 4], 1)],
+                        1)
         for i in range(4):
             mine = {k: (e[i:i + 1], s[i:i + 1]) for k, (e, s) in twice.items()}
             whole = torch.tensor([prefixes[i // 2] + more[i].tolist()])

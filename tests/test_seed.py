@@ -33,7 +33,8 @@ def blank(model):
 def quizzes(teacher=None, pairs=QUIZZES):
     """Packed, as after the screen; with the targets of a teacher, if there is one."""
     z = dream.pack(pairs, "cpu")
-    z = z._replace(recalled=torch.zeros(len(pairs), dtype=torch.bool), since=torch.full((len(pairs),), 2),
+    z = z._replace(recalled=torch.zeros(len(pairs), dtype=torch.bool),
+                   since=torch.full((len(pairs),), 2),
                    wording=torch.zeros_like(z.ids, dtype=torch.bool))
     return seed.with_targets(z, seed.reader(blank(teacher)), 1) if teacher else z
 
@@ -92,7 +93,8 @@ def test_rewards_by_hand(monkeypatch):
     monkeypatch.setattr(seed, "NEAR", 2)
     for gamma in (0.0, 0.5, 1.0):
         monkeypatch.setattr(seed, "GAMMA", gamma)
-        close(seed.rewards(written, asked, judge, mask), gamma * semantic + (1 - gamma) * lexical, 1e-6)
+        close(seed.rewards(written, asked, judge, mask), gamma * semantic + (1 - gamma) * lexical,
+              1e-6)
 
 
 def test_leave_one_out_by_hand():
@@ -116,7 +118,8 @@ def test_the_policy_loss_has_the_gradient_of_expected_reward():
     log_p = log_pi(x)
     pi = log_p.sum(1).exp().detach()
     advantage = ((reward - 0.3) * pi * 9).requires_grad_()          # any constant baseline will do
-    junk = torch.cat([log_p, torch.full((9, 1), 5.0, dtype=torch.float64)], 1)      # not in the mask
+    junk = torch.cat([log_p, torch.full((9, 1), 5.0, dtype=torch.float64)],
+                     1)      # not in the mask
     mask = torch.tensor([[1, 1, 0]] * 9)
     seed.policy_loss(junk, mask, advantage).backward()
     close(-x.grad, exact.grad, 1e-9)
@@ -149,7 +152,8 @@ def test_a_day_too_long_for_the_context_is_studied_awake():
     assert teacher.awake == {FAST: 0} and teacher.model.n_experts(FAST) == 1
     assert len(teacher.held["len"]) == len(teacher.readings) and (teacher.held["len"] == 1).all()
     z = quizzes(pairs=[(0, (1, 9, 2), (7, 3))])
-    knows = [float(t[0, 2].exp()[7]) for t in (seed.reader(teacher)(z), seed.reader(blank(model))(z))]
+    knows = [float(t[0, 2].exp()[7])
+             for t in (seed.reader(teacher)(z), seed.reader(blank(model))(z))]
     assert knows[0] > 3 * knows[1]
 
 
@@ -157,7 +161,7 @@ def test_study_weighs_the_words_as_the_documents_say():
     """A weight between 0 and 1 is a weight, not nothing."""
     weighed = []
     model = little()
-    seen, seed.descend = seed.descend, lambda params, momenta, loss, *rest: weighed.append(loss.item())
+    seen, seed.descend = seed.descend, lambda _, __, loss, *rest: weighed.append(loss.item())
     try:
         torch.manual_seed(0)
         seed.study(model, [([0, 11, 9, 7], [0.0, 0.25, 0.5, 0.5])])
@@ -176,7 +180,8 @@ def test_an_empty_day_and_a_day_that_says_nothing_are_restless():
             seed.hold(model, Day(passages, []), MARKS)
     with pytest.raises(seed.RestlessNight, match="asked itself nothing"):
         seed.screen(None, [], MARKS)
-    with pytest.raises(seed.RestlessNight, match="cannot read"):    # a day that makes nothing likelier
+    with pytest.raises(seed.RestlessNight,
+                       match="cannot read"):    # a day that makes nothing likelier
         seed.screen(blank(model), QUIZZES, MARKS)
 
 
@@ -197,7 +202,8 @@ def test_answers_of_is_the_answer_and_nothing_else():
     got = seed.answers_of(z, number)
     here = torch.arange(3) < (z.length - z.start)[:, None]
     assert got.shape == (3, 3)
-    assert got[0, :2].tolist() == [3, 4] and got[1].tolist() == [2, 3, 4] and got[2, :2].tolist() == [4, 5]
+    assert got[0, :2].tolist() == [3, 4] and got[1].tolist() == [2, 3, 4]
+    assert got[2, :2].tolist() == [4, 5]
     words = seed.answers_of(z, z.ids[:, 1:])
     assert [row[m].tolist() for row, m in zip(words, here)] == [list(a) for _, _, a in QUIZZES]
     wide = seed.answers_of(z, number[..., None].expand(-1, -1, 4))
@@ -256,9 +262,10 @@ def test_losses_ignore_padding():
 
 
 def test_a_new_expert_learns_the_answers_and_to_ask():
-    """With a level: the same, plus the questions of some rows, read with the expert awake at once."""
+    """With a level: the same, plus questions of some rows, read with the expert awake at once."""
     student, teacher = little(), little(seed=1)
-    z, plain = quizzes(teacher), seed.off_policy_loss(student, quizzes(teacher), MARKS, None, "forward")
+    z, plain = quizzes(teacher), seed.off_policy_loss(student, quizzes(teacher), MARKS, None,
+                                                      "forward")
     student.unlock(FAST)
     nll = []
     for _, q, _ in QUIZZES:
@@ -291,8 +298,10 @@ def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
 
     def write(model, prompts, max_new, n, stop, awake, **kw):
         assert prompts == [[MARKS.bos, *q] for _, q, _ in QUIZZES] and n == seed.GROUP
-        assert {k: (e.tolist(), s.tolist()) for k, (e, s) in awake.items()} == {FAST: ([0] * 3, [2] * 3)}
-        written[:] = [[*torch.randint(4, 9, (random.randint(0, 3),)).tolist(), 3] for _ in range(3 * n)]
+        assert {k: (e.tolist(), s.tolist()) for k,
+                (e, s) in awake.items()} == {FAST: ([0] * 3, [2] * 3)}
+        written[:] = [[*torch.randint(4, 9, (random.randint(0, 3),)).tolist(), 3]
+                      for _ in range(3 * n)]
         return written
     monkeypatch.setattr(seed, "generate", write)
     a = settings(f"--imitate={imitate}")
@@ -302,7 +311,8 @@ def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
     for i, y in enumerate(written):
         q = QUIZZES[i // seed.GROUP][1]
         ids, n = torch.tensor([[MARKS.bos, *q, *y]]), len(q)
-        s = student(ids, awake={FAST: (torch.tensor([0]), torch.tensor([2]))}).log_softmax(-1)[0, n:-1]
+        s = student(ids, awake={FAST: (torch.tensor([0]), torch.tensor([2]))}).log_softmax(-1)[0,
+                                                                                               n:-1]
         t = teacher(ids).log_softmax(-1)[0, n:-1]
         kls.append((t, s))
         log_pi.append(sum(s[j, x] for j, x in enumerate(y)))
@@ -313,7 +323,8 @@ def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
     policy = -(seed.leave_one_out(r, seed.GROUP) * torch.stack(log_pi)).mean()
     alpha = seed.ALPHA if imitate else 1.0
     wanted = []
-    for name in {kind, "forward", "reverse"}:                       # the direction is the run's choice
+    for name in {kind, "forward",
+                 "reverse"}:                       # the direction is the run's choice
         every = torch.cat([seed.divergence(t, s, name) for t, s in kls])
         wanted.append(alpha * every.mean() + (1 - alpha) * policy)
     error, want = min(((loss - w).abs().item(), w) for w in wanted)
@@ -331,10 +342,12 @@ def learnt(student, level, *words, teacher=None, steps=12, **kw):
     teacher = teacher or little(seed=1)
     z, a = quizzes(teacher), settings(*words)
     params = seed.learners(student, level)
-    return seed.distil(student, params, z, seed.reader(blank(teacher)), MARKS, level, steps, a, **kw)
+    return seed.distil(student, params, z, seed.reader(blank(teacher)), MARKS, level, steps, a,
+                       **kw)
 
 
-@pytest.mark.parametrize("words", [["--on_policy=0"], ["--on_policy=1"], ["--on_policy=0", "--divergence=sft"],
+@pytest.mark.parametrize("words", [["--on_policy=0"], ["--on_policy=1"],
+                                   ["--on_policy=0", "--divergence=sft"],
                                    ["--on_policy=0", "--divergence=jsd"]], ids=" ".join)
 def test_distil_trains_the_new_expert_and_nothing_else(words):
     student = little()
@@ -346,7 +359,8 @@ def test_distil_trains_the_new_expert_and_nothing_else(words):
     frozen = {k: t.clone() for k, t in student.state_dict().items() if "_live" not in k}
     lively = [p.detach().clone() for p in student.live(FAST)]
     log = learnt(student, FAST, *words)
-    assert all(torch.equal(t, frozen[k]) for k, t in student.state_dict().items() if "_live" not in k)
+    assert all(torch.equal(t, frozen[k]) for k, t in student.state_dict().items()
+               if "_live" not in k)
     assert not any(torch.equal(p, q) for p, q in zip(student.live(FAST), lively))
     assert all(math.isfinite(x) for x in log.values())
 
@@ -396,7 +410,8 @@ def test_learning_that_diverges_is_a_restless_night():
     z = quizzes(teacher)
     z = z._replace(target=z.target * torch.nan)
     with pytest.raises(seed.RestlessNight, match="diverged"):
-        seed.distil(student, seed.learners(student, FAST), z, None, MARKS, FAST, 2, settings("--on_policy=0"))
+        seed.distil(student, seed.learners(student, FAST), z, None, MARKS, FAST, 2,
+                    settings("--on_policy=0"))
 
 
 def test_things_are_counted_without_gaps(monkeypatch):
@@ -404,8 +419,9 @@ def test_things_are_counted_without_gaps(monkeypatch):
     model = little()
     model.metric = torch.eye(16)
     z = quizzes()._replace(end=torch.tensor([2, 2, 3]), thing=torch.tensor([0, 3, 3]))
-    monkeypatch.setattr(seed, "reach", lambda model, mean, count, *rest: torch.full((len(mean),), 0.5))
-    level, z = seed.open_gate(model, z, blank(model), MARKS, settings())
+    monkeypatch.setattr(seed, "reach", lambda model, mean, count,
+                        *rest: torch.full((len(mean),), 0.5))
+    level, z = seed.open_gate(model, z, blank(model), (), MARKS, settings())
     assert level == FAST and len(model.things) == 2 and model.things.isfinite().all()
 
 
@@ -444,7 +460,7 @@ def test_the_same_self_has_not_drifted_from_its_dreams():
     assert (ids[:, 0] == MARKS.bos).all() and hidden.shape[:2] == mask.shape
     assert mask.sum(1).min() >= 1 and mask.shape[1] == ids.shape[1] - 1
     assert seed.drift(model, bank, None, 16).abs().max() < 1e-5
-    model.unlock(SLOW)                                              # nothing learnt yet: the same self
+    model.unlock(SLOW)                                           # nothing learnt yet: the same self
     assert seed.drift(model, bank, SLOW, 16).abs().max() < 1e-5
     for p in model.live(SLOW):
         p.data = 0.5 * torch.randn_like(p)
@@ -477,7 +493,8 @@ def test_known_is_the_probability_of_the_whole_answer():
 
 def test_the_look_back_finds_what_was_lost(monkeypatch):
     """A passage is lost where less than half of its quizzes are answered, or none was asked."""
-    pairs = [(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3)), (1, (1, 6, 2), (8, 3)),
+    pairs = [(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3)),
+             (1, (1, 6, 2), (8, 3)),
              (1, (1, 5, 2), (9, 3))]
     day = SimpleNamespace(passages=[0, 1, 2])
 

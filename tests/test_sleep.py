@@ -21,7 +21,8 @@ from data.text import Day, Item, sentences
 from model import GPT
 from tests.small import ENV, PYTHON, ROOT
 
-TINY = ["--n_layer=1", "--n_embd=32", "--days=2", "--people=2", "--pretrain_steps=24", "--quizzes=1",
+TINY = ["--n_layer=1", "--n_embd=32", "--days=2", "--people=2", "--pretrain_steps=24",
+        "--quizzes=1",
         "--seed_steps=2", "--rank=4", "--threads=1"]
 SLEEPER = ["--contrast=0", "--pretrain_steps=48", "--quizzes=2"]
 
@@ -59,26 +60,32 @@ def test_a_tiny_life_writes_what_it_promises(tiny):
         s = json.loads((folder / "summary.json").read_text())
         fields = {"method", "data", "seed", "world_seed", "days", "R", "ACC", "BWT", "forgetting",
                   "recall", "old_before", "old_after", "reading_before", "reading_after", "kinds",
-                  "params_before", "params_after", "seconds", "command", "versions", "device", "threads"}
+                  "params_before", "params_after", "seconds", "command", "versions", "device",
+                  "threads"}
         assert fields <= set(s) and s["method"] == method and s["days"] == 2
-        assert s["command"].startswith("python sleep.py --n_layer=1") and str(ROOT) not in s["command"]
+        assert s["command"].startswith("python sleep.py --n_layer=1")
+        assert str(ROOT) not in s["command"]
         assert {"pretrain", "night", "exam", "total"} <= set(s["seconds"])
         assert s["params_after"] >= s["params_before"] > 10000
-        R = s["R"]                                          # triangular: a morning knows no later day
+        R = s["R"]                                        # triangular: a morning knows no later day
         assert [[r is None for r in row] for row in R] == [[False, True], [False, False]]
         assert all(0 <= r <= 1 for row in R for r in row if r is not None)
-        assert s["ACC"] == pytest.approx(sum(R[1]) / 2) and s["recall"] == pytest.approx((R[0][0] + R[1][1]) / 2)
+        assert s["ACC"] == pytest.approx(sum(R[1]) / 2)
+        assert s["recall"] == pytest.approx((R[0][0] + R[1][1]) / 2)
         for kind, row in s["kinds"].items():
             assert set(row) == {"next_morning", "end", "n"} and row["n"] > 0, kind
         assert {"old", "reading", "met"} & set(s["kinds"])
         nights = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert [n["night"] for n in nights] == [1, 2] and all("recall" in n and "old" in n for n in nights)
+        assert [n["night"] for n in nights] == [1, 2] and all("recall" in n and "old" in n
+                                                              for n in nights)
     assert "night  1" in said and "ACC" in said and "--ask=" in said
 
 
 def test_ask_a_saved_self(tiny):
-    for words in ([], ["--context=Ada Bram lives at 27 Elm Street."], ["--context=" + "Ada lives. " * 200]):
-        code, said = forked(f"--out_dir={tiny[0]}", "--ask=Where does Ada Bram live? \U0001f634", *words)
+    for words in ([], ["--context=Ada Bram lives at 27 Elm Street."],
+                  ["--context=" + "Ada lives. " * 200]):
+        code, said = forked(f"--out_dir={tiny[0]}", "--ask=Where does Ada Bram live? \U0001f634",
+                            *words)
         assert code == 0 and "(from" in said, said
     assert said.count("(from") > 1                          # too long a passage is read in parts
     assert forked(f"--out_dir={tiny[0] / 'none'}", "--ask=Who?")[0] == 0
@@ -107,9 +114,10 @@ def forked(*words, where=None, n=0):
     def script():
         os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         sys.stdout, sys.stderr, sys.argv = sys.__stdout__, sys.__stderr__, ["sleep.py", *words]
-        sleep.KEEP, seed.MIN_GAIN, seed.MIN_SURE, seed.MOVED = 8, -1e9, -1.0, 1.0    # whatever it dreams
+        sleep.KEEP, seed.MIN_GAIN, seed.MIN_SURE, seed.MOVED = 8, -1e9, -1.0, 1.0
         dream.POOL, dream.CHOSEN, dream.AT_RANDOM, dream.WRITER_STEPS = 8, 2, 1, 2
         gate.ALSO_ASKED, gate.INVENTED, seed.HELD_OUT, seed.DREAM_STEPS = 32, 16, 4, 2
+        seed.KNOWN = 0.0
         if where:
             calls, usual = [0], getattr(*where)
 
@@ -134,7 +142,8 @@ def whole(tmp_path_factory):
     code, said = forked(*TINY, *SLEEPER, f"--out_dir={out}")
     assert code == 0, said
     nights = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert not any("undone" in night for night in nights) and all(n["kept"] > 0 for n in nights), nights
+    assert not any("undone" in night for night in nights) and all(n["kept"] > 0
+                                                                  for n in nights), nights
     return out
 
 
@@ -143,7 +152,8 @@ def same_life(a, b):
     assert summaries[0]["R"] == summaries[1]["R"] and summaries[0]["kinds"] == summaries[1]["kinds"]
     for name in ("base.pt", "checkpoint.pt"):
         one, two = (store.load(str(x / name))[0]["model"] for x in (a, b))
-        assert one.keys() == two.keys() and all(torch.equal(t, two[k]) for k, t in one.items()), name
+        assert one.keys() == two.keys() and all(torch.equal(t, two[k]) for k,
+                                                t in one.items()), name
 
 
 # in pretraining, behind its second half-way checkpoint; in the second night; before its exam; while
@@ -238,7 +248,8 @@ def test_metrics_of_a_hand_made_life():
 
 
 def test_kinds_are_counted_apart(monkeypatch):
-    items = [Item("", " a", " yes", "met"), Item("", " b", " yes", "met"), Item("", " c", " ?", "not_told"),
+    items = [Item("", " a", " yes", "met"), Item("", " b", " yes", "met"),
+             Item("", " c", " ?", "not_told"),
              Item("", " d", " yes", "reversed")]
     enc = SimpleNamespace(decode=lambda ids: "".join(ids))
     data = SimpleNamespace(enc=enc, marks=())
@@ -256,13 +267,14 @@ def test_kinds_are_counted_apart(monkeypatch):
 
 def test_a_day_that_fits_leaves_room_to_ask():
     """The longest passage that `wake` lets through can be read, asked about and answered."""
-    assert sleep.ROOM >= 2 + sleep.seed.dream.ASKING        # <bos>, <ask> and a document of questions
+    assert sleep.ROOM >= 2 + sleep.seed.dream.ASKING        # <bos>, <ask>, questions
     assert world.BLOCK - sleep.ROOM + 1 + 40 + gate.MAX_NEW <= world.BLOCK
 
 
 def test_wake_reads_what_was_left_over_first():
     enc = SimpleNamespace(encode_ordinary=lambda s: list(range(len(s.split()))))
-    data = SimpleNamespace(enc=enc, days=[Day(["A b. C d e."], []), Day(["F g?"], [])], block_size=256)
+    data = SimpleNamespace(enc=enc, days=[Day(["A b. C d e."], []), Day(["F g?"], [])],
+                           block_size=256)
     day, tried = sleep.wake(data, 1, [([[7]], 2)])
     assert day.passages == [[[7]], [[0, 1]]] and [n for _, n in tried] == [2, 0]
     assert sentences(enc, "A b. C d e.") == [[0, 1], [0, 1, 2]]
