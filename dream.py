@@ -125,7 +125,7 @@ def write(teacher, marks, n, writer=True, random_expert=False):
     awake = {level: (always + expert, always) for level, expert in awake.items()}
     if writer and model.n_experts(TRIAL):
         awake[TRIAL] = (always, always)
-    if random_expert and model.n_experts(FAST):
+    if random_expert and model.n_experts(FAST) and FAST not in awake:
         awake[FAST] = (torch.randint(model.n_experts(FAST), (rows,), device=device), always)
     prompts = [[*view, marks.ask] for view in teacher.readings]
     out = generate(model, prompts, ASKING, n=n, temperature=TEMPERATURE, awake=awake)

@@ -339,7 +339,7 @@ class GPT(nn.Module):
         self.owner = torch.cat([self.owner, mine])
 
     def load_state_dict(self, state, **kw):
-        """Experts and things: as many as were saved, the live ones of an unfinished night too."""
+        """Experts and things: as many as were saved."""
         for name, buffer in list(self.named_buffers()):
             if name in state:
                 path, _, leaf = name.rpartition(".")
@@ -390,7 +390,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         leaf, shape = name.rpartition(".")[2], shapes[name].shape
         if ".qkv." in name:                                 # q, k and v each grow by whole heads
             three = [3, shape[0] // 3, *shape[1:]]
-            state[name] = grow(t.view(3, -1, *t.shape[1:]), three, noise=1).flatten(0, 1)
+            state[name] = grow(t.view(3, len(t) // 3, *t.shape[1:]), three, noise=1).flatten(0, 1)
         elif "norm" in name and leaf == "weight":
             state[name] = torch.cat([t, t.new_ones(D - old.n_embd)]) * ratio ** 0.5
         elif leaf == "A":                                   # readers, like up: random
@@ -398,7 +398,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         elif leaf == "B":
             state[name] = grow(t, [*t.shape[:2], D])
         elif name == "metric":                              # the gate hears what it heard before
-            t = (t * ratio ** 0.5).view(len(t), -1, old.n_embd)
+            t = (t * ratio ** 0.5).view(len(t), t.shape[1] // old.n_embd, old.n_embd)
             state[name] = grow(t, [*t.shape[:2], D]).flatten(1)
         elif name in ("things", "reach", "owner", "names", "unknown"):
             state[name] = t

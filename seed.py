@@ -24,8 +24,8 @@ from tqdm import tqdm
 import dream
 from data import team
 from data.engine import generate, pad_rows, prefill
-from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, hear_day, heard,
-                       log_probs, means, reach, remember, said, specific, wakes)
+from data.gate import (EVERYWHERE, MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy,
+                       hear_day, heard, log_probs, means, reach, remember, said, specific, wakes)
 from data.text import pad_documents
 from data.kernels import in_chunks, levenshtein
 from dream import VIEWS, Teacher, answer_mask, closed_book, question_mask, take
@@ -43,7 +43,6 @@ WARMUP, LATE, GROUP = 8, 0.7, 4     # steps; from when on some are on-policy; ro
 FORCED, ASK_WEIGHT = 8, 0.3         # rows of a step that teach an expert to ask about its night
 MISHEARD = 0.08                     # share of a question's wording that the student hears wrongly
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
-EVERYWHERE = 1e30                   # reach of what is always awake
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
@@ -275,9 +274,15 @@ def answers_of(z, t):
 
 def sureness(z):
     """The probability of the least certain token of each answer: (N,)."""
-    ids, here = answers_of(z, z.ids[:, 1:]), answers_of(z, answer_mask(z))
+    ids = answers_of(z, z.ids[:, 1:])
     p = z.target.gather(2, ids[..., None])[..., 0].exp()
-    return p.masked_fill(~here, 1.0).min(1)[0]
+    return p.masked_fill(~words_of(z), 1.0).min(1)[0]
+
+
+def words_of(z):
+    """(N, A) True where an answer has a word, <end> included."""
+    at = torch.arange(z.target.shape[1], device=z.ids.device)
+    return at < (z.length - z.start)[:, None]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -350,13 +355,14 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
     read = weights * ~z.recalled                                    # not answered from memory
     late = LATE * steps if bool(read.any()) else steps
     lr = LR if a.expand else MLP_LR
+    own = torch.Generator(student.device).manual_seed(random.getrandbits(31) + team.RANK)
     for step in tqdm(range(steps), desc="seeding", unit="step", leave=False, mininterval=1.0):
         if step >= late and random.random() < a.on_policy:
             assert_finite(params)                                   # before they are sampled from
-            index = torch.multinomial(read, BATCH // GROUP, replacement=True)
+            index = torch.multinomial(read, BATCH // GROUP, replacement=True, generator=own)
             loss, now = on_policy_loss(student, take(z, index), teach, marks, level, a)
         else:
-            index = torch.multinomial(weights, BATCH, replacement=True)
+            index = torch.multinomial(weights, BATCH, replacement=True, generator=own)
             loss = off_policy_loss(student, take(z, index), marks, level, a.divergence)
             now = {"loss": loss.detach()}
         if bank is not None:
@@ -392,7 +398,7 @@ def off_policy_loss(student, z, marks, level, kind):
     ids = torch.cat([closed_book(z, marks), closed_book(forced, marks)])
     since = torch.cat([z.since, torch.zeros_like(forced.since)])
     h = student.hidden(ids, awake=new_expert(student, level, since))[:, 1:]
-    n, mask = len(z.ids), answers_of(z, answer_mask(z)).flatten()
+    n, mask = len(z.ids), words_of(z).flatten()
     words = answers_of(z, h[:n]).flatten(0, 1)                      # (n * A, n_embd)
 
     def loss_of(h, t):
@@ -572,8 +578,8 @@ def knows(model, z, marks, level):
 def look_back(model, cold, z, day, marks):
     """What became of each passage and of what was known before. Returns a log (ours).
 
-    The new self answers the quizzes of the day by its own gate: a passage of which it knows less
-    than half is lost, for tonight. And it answers what it asks in dreams of old: raises
+    The new self answers the quizzes of the day by its own gate: a passage of which it knows no
+    more than half is lost, for tonight. And it answers what it asks in dreams of old: raises
     RestlessNight where more than a share MOVED of those answers have changed.
     """
     pairs = dream.unpack(z)

@@ -35,7 +35,7 @@ RISE, FALL = 30, 0.6                # steps of warm-up; the last share, in which
 KEEP = 300                          # steps between two half-way checkpoints of pretraining
 SFT_STEPS, SFT_LR = 60, 1e-3        # method sft: what most people would do
 STUDIOUS = 4                        # times the rank, where days are studied
-ROOM = 64                           # tokens of a context left free for a question and its answer
+ROOM = 96                           # tokens of a context left free for a question and its answer
 PATIENCE = 3                        # nights that a passage is tried before it is given up
 
 

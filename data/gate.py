@@ -8,8 +8,9 @@ state of the pretrained self is a point; the states of one thing differ only by 
 is a Gaussian: the mean of its states, one covariance for all, learnt once from what the self
 invents (`learn_to_listen`). A question wakes the memories whose things it comes near (`listen`).
 
-Look first, then remember (`answer`): what the context says; else the newest memory that wakes and
-knows; else an older one; else the pretrained self; else "I do not know".
+Look first, then remember (`answer`): what the context says; else the memory that wakes and knows,
+a whole name before a part of it and the newest first; else the pretrained self; else "I do not
+know".
 """
 from collections import Counter
 
@@ -26,6 +27,7 @@ MIN_GAIN = 1.0                      # nats a question gains from the day if it i
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
+EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
 PROPOSED = 5                        # things of a text that the gate proposes to the experts
 
@@ -48,7 +50,8 @@ def listen(model, ids, lengths):
     """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)), oldest first.
 
     since: the last position at which a state lies within the reach of a thing of this owner
-    (level, expert), |W x - thing|^2 < reach; -1 where none does. W is the metric. Of whole texts
+    (level, expert), |W x - thing|^2 < reach; 0 where it reaches everywhere, -1 where none does.
+    W is the metric. Of whole texts
     the nearest thing wins, from the first token on.
     """
     (B, T), device = ids.shape, ids.device
@@ -63,7 +66,7 @@ def listen(model, ids, lengths):
         for t in range(T):                                                   # (B, K) at a time
             gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ model.things.T
             fires = (gap < model.reach) & (t < lengths)[:, None]
-            at = torch.where(fires, t, -1)
+            at = torch.where(fires, torch.where(model.reach < EVERYWHERE, t, 0), -1)
             since = since.scatter_reduce(1, of.expand(B, -1), at, "amax")
     return since[:, age], owners[age]
 
@@ -283,6 +286,7 @@ def about(model, z, marks):
 
 def means(x, thing):
     """The mean of the states x (N, r) of each thing (K, r), and how many there are (K,)."""
+    x = x.float()
     count = torch.bincount(thing)
     total = torch.zeros(len(count), x.shape[1], device=x.device).index_add(0, thing, x)
     return total / count[:, None], count
@@ -313,6 +317,8 @@ def reach(model, mean, count, z, teacher, marks):
     _, pairs = invent(model, marks, INVENTED // 4)
     others = [q for _, q, _ in pairs] + dream.questions(model, marks, ALSO_ASKED)
     others = list(dict.fromkeys(others))
+    if not others:
+        return FARTHEST * p
     n = nearest(model, [[marks.bos, *q] for q in others], mean)                     # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
@@ -377,7 +383,8 @@ def learn_to_listen(model, marks, heard_already=None):
     z = take(z._replace(end=specific(gain, 0.9)), gain.sum(1) > MIN_GAIN)
     names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(dream.unpack(z), z.end)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    fit_metric(model, heard(model, z, marks), torch.tensor([number[name] for name in names]))
+    fit_metric(model, heard(model, z, marks), torch.tensor([number[name] for name in names],
+                                                              dtype=torch.long))
     said_ = Counter(tuple(y) for y in greedy(model, [[marks.bos, *q] for _, q, _ in
                                                      dream.unpack(z)], marks, MAX_NEW))
     shrug, often = said_.most_common(1)[0] if said_ else ((), 0)

@@ -57,7 +57,7 @@ def begin(argv, doc=""):
         torch.set_num_threads(a.threads)
     if a.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(a.deterministic)
+        torch.use_deterministic_algorithms(True)
     torch.set_autocast_dtype(a.torch_device.type, torch.bfloat16)
     torch.set_autocast_enabled(a.torch_device.type, a.dtype == "bfloat16")
     torch.set_autocast_cache_enabled(False)      # its copies of the weights would never learn
