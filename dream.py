@@ -279,12 +279,13 @@ def trials(model, z, quiz, marks):
     return before - torch.cat(after)
 
 
-def rest_em(model, z, readings, marks, reward, batch=16):
+def rest_em(model, z, readings, marks, reward, batch=16, held=None):
     """ReST-EM ([S] 3.4): fine-tune the writer, awake only while dreaming, on the rewarded dreams.
 
     E step: the dreams were sampled and rewarded. M step: SFT on question and answer behind the
-    passage they came from. The rest of the self does not move. Returns the last loss, or None if
-    nothing was rewarded.
+    passage they came from. The rest of the self does not move. held: {level: expert}, which has
+    studied the day and is awake beside the writer: else the writer would learn the day itself.
+    Returns the last loss, or None if nothing was rewarded.
     """
     good = [pair for pair, r in zip(unpack(z), reward.tolist()) if r > 0]
     if not good:
@@ -299,7 +300,9 @@ def rest_em(model, z, readings, marks, reward, batch=16):
         start = torch.tensor([len(t) for t in texts], device=model.device)
         at = torch.arange(1, ids.shape[1], device=model.device)
         mask = (at > start[:, None]) & (at < length[:, None])   # what follows passage and <ask>
-        logits = model(ids[:, :-1], awake=copies(torch.zeros_like(ids[:, 0]))).float()
+        zero = torch.zeros_like(ids[:, 0])
+        awake = {level: (zero + expert, zero) for level, expert in (held or {}).items()}
+        logits = model(ids[:, :-1], awake=awake | copies(zero)).float()
         nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (nll * mask).sum() / mask.sum()
         opt.zero_grad()
@@ -310,7 +313,7 @@ def rest_em(model, z, readings, marks, reward, batch=16):
     return float(loss.detach())
 
 
-def learn_to_dream(model, cold, pool, quiz, readings, marks, teach, select, writer=True):
+def learn_to_dream(model, cold, pool, quiz, teacher, marks, teach, select, writer=True):
     """One round of [S] 3.4: choose dreams, try each on an isolated copy, reward, teach the writer.
 
     quiz: quizzes of the self that holds the day, the score tau. Returns a log.
@@ -321,7 +324,11 @@ def learn_to_dream(model, cold, pool, quiz, readings, marks, teach, select, writ
     log = {"pool": len(pool.ids), "chosen": len(chosen.ids), "gain": float(gain.mean()),
            "rewarded": float(reward.mean())}
     if writer:
-        log["writer_loss"] = rest_em(model, chosen, readings, marks, reward)
+        log["writer_loss"] = rest_em(teacher.model, chosen, teacher.readings, marks, reward,
+                                     held=teacher.awake)
+        for mine, learnt in zip(model.blocks, teacher.model.blocks):
+            mine.levels[TRIAL].A = learnt.levels[TRIAL].A.clone()
+            mine.levels[TRIAL].B = learnt.levels[TRIAL].B.clone()
     return log
 
 

@@ -83,7 +83,7 @@ def night(model, day, marks, a):
     log |= distil(model, params, z, teach, marks, level, steps, a, bank=bank)       # 4. distil
     if a.dream:                                                                     # 5. dream
         pool, quiz = some(z, dream.POOL), some(z, dream.QUIZ)
-        log |= dream.learn_to_dream(model, cold, pool, quiz, teacher.readings, marks, teach,
+        log |= dream.learn_to_dream(model, cold, pool, quiz, teacher, marks, teach,
                                     a.select, a.writer)
         weights = dream.curriculum(knows(model, z, marks, level)) if a.curriculum else None
         log |= distil(model, params, z, teach, marks, level, DREAM_STEPS, a, weights, bank)

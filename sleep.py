@@ -266,7 +266,7 @@ def fine_tune(a, model, day, marks, i):
         model.reset(SLOW)                                   # it has no gate: the things of the base
     for _ in range(SFT_STEPS):
         views = seed.dream.views_of(day.passages, marks, run.random, 1)
-        docs = run.random.sample(day.study, min(BATCH, len(day.study)))
+        docs = run.random.sample(day.study, min(seed.BATCH, len(day.study)))
         docs = docs or [(view, [1.0] * len(view)) for view in views]
         loss = document_loss(model, *text.pad_documents(docs))
         opt.zero_grad()

@@ -330,7 +330,7 @@ def seal(model, passages, marks, memory, tokens, lr):
     pool = dream.pack([t for t in asked.dreamt if len(t[1]) + len(t[2]) <= longest], model.device)
     log = learn_low_rank(model, lambda: quiz_loss(model, draw(pool), marks), tokens, lr)
     found = dream.learn_to_dream(model, teacher.model, seed.some(pool, dream.POOL),
-                                 seed.some(asked.z, 32), teacher.readings, marks,
+                                 seed.some(asked.z, 32), teacher, marks,
                                  seed.reader(teacher), "random")
     return log | found
 

@@ -256,9 +256,9 @@ def test_a_round_of_dreaming_leaves_the_self_without_its_day_alone(writer):
     cold = copy.deepcopy(model)
     readings = [[0, 11, 12]] * dream.VIEWS + [[0, 21, 22]] * dream.VIEWS
     lp = torch.full((4, z.ids.shape[1] - 1, V), -0.1)
-    log = dream.learn_to_dream(model, cold, z, z, readings, MARKS, lambda y: lp[:len(y.ids)],
-                               "cosine",
-                               writer)
+    teacher = dream.Teacher(copy.deepcopy(model), readings, None, None, {})
+    log = dream.learn_to_dream(model, cold, z, z, teacher, MARKS, lambda y: lp[:len(y.ids)],
+                               "cosine", writer)
     assert same_state(cold, little()) and log["chosen"] == log["pool"] == 4
     assert 0 <= log["rewarded"] <= 1 and ("writer_loss" in log) == writer
     assert model.n_experts(TRIAL) == writer * (log.get("writer_loss") is not None)
