@@ -60,7 +60,7 @@ def main(argv):
 
 
 DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
-EXPECT = {"world": " Expect, on two quiet CPU cores: pretraining 3 minutes, a night 20 seconds."}
+EXPECT = {"world": " Expect, on a CPU: pretraining 5 to 9 minutes, a night about a minute."}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -413,6 +413,7 @@ def everything(files, folder):
     """Every picture of bench/README.md; yields the paths."""
     def at(name):
         return os.path.join(folder, name)
+    yield life_picture({"sleep": files["week.json"]["runs"]}, at("week.png"))
     found = stats.by_life(files["ablations.json"])
     lives = {name: list(found[name].values()) for name in ("sleep", "sft", "none")}
     yield life_picture(lives, at("life.png"))

@@ -21,7 +21,8 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
+FILES = ("week.json", "ablations.json", "knowledge.json", "classes-clinc150.json",
+         "classes-dbpedia.json",
          "recurrence.json", "absorber.json", "speed.json", "faults.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "check": (False, SWITCH, "compare bench/README.md with the result files, change nothing"),
@@ -71,8 +72,12 @@ UNTESTED = """
 
 
 def lives(files):
-    file = files["ablations.json"]
-    return ["## The default life", *headed("ablations.json", file, tables.default_life(file)),
+    file, week = files["ablations.json"], files["week.json"]
+    return ["## The default life", *headed("week.json", week, tables.week(week)),
+            "Mean, and the lower and the higher seed. " + week["note"],
+            picture("week.png", "what is known of which day after which night, kind by kind"),
+            "## The default life, first edition of world and gate",
+            *headed("ablations.json", file, tables.default_life(file)),
             picture("life.png", "what is known of which day after which night"),
             "`sft` trains all weights on the sentences of the day: it learns to say them, not to "
             "answer about them, and unlearns reading. `none` does nothing at night."]

@@ -85,6 +85,30 @@ def default_life(file):
                   "reversed"], rows)
 
 
+def week(file):
+    """The result file as the rows of a markdown table: mean (least to most) over the seeds."""
+    runs = file["runs"]
+    rows = [f"| all of it, {len(runs)} seeds | next morning | after 7 nights | questions a life |",
+            "|---|---|---|---|",
+            f"| **what was told, all days** | {span(runs, 'recall')} | {span(runs, 'ACC')} | |"]
+    kinds = sorted({kind for run in runs for kind in run["kinds"]})
+    for kind in kinds:
+        found = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
+        n = round(sum(one["n"] for one in found) / len(found))
+        cells = f"{span(found, 'next_morning')} | {span(found, 'end')} | {n} |"
+        rows.append(f"| {kind.replace('_', ' ')} | {cells}")
+    return rows
+
+
+def span(runs, key):
+    """"0.97 (0.95 to 1.00)" over the runs that have a value."""
+    values = [run[key] for run in runs if run[key] is not None]
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+
 def judged(row):
     """An ablation in words: what its ingredient does, or what these seeds could have seen."""
     m, words = mean(row["differences"]), ("worse", "better")

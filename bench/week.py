@@ -14,6 +14,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from bench import stats
+from bench.tables import span, week
 from data import flags
 
 FLAGS = {
@@ -37,30 +38,6 @@ def live(seed, work):
         return json.load(f)
 
 
-def table(file):
-    """The result file as the rows of a markdown table: mean (least to most) over the seeds."""
-    runs = file["runs"]
-    rows = [f"| all of it, {len(runs)} seeds | next morning | after 7 nights | questions a life |",
-            "|---|---|---|---|",
-            f"| **what was told, all days** | {span(runs, 'recall')} | {span(runs, 'ACC')} | |"]
-    kinds = sorted({kind for run in runs for kind in run["kinds"]})
-    for kind in kinds:
-        found = [run["kinds"][kind] for run in runs if kind in run["kinds"]]
-        n = round(sum(one["n"] for one in found) / len(found))
-        cells = f"{span(found, 'next_morning')} | {span(found, 'end')} | {n} |"
-        rows.append(f"| {kind.replace('_', ' ')} | {cells}")
-    return rows
-
-
-def span(runs, key):
-    """"0.97 (0.95 to 1.00)" over the runs that have a value."""
-    values = [run[key] for run in runs if run[key] is not None]
-    if not values:
-        return ""
-    mean = f"{sum(values) / len(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
-
-
 def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, "week.py")
     path = os.path.join(stats.RESULTS, "week.json")
@@ -74,7 +51,7 @@ def main(argv):
     file = stats.read("week.json")
     if file is None:
         flags.fail("no bench/results/week.json yet: run without --table", "week.py")
-    print("\n".join(table(file)))
+    print("\n".join(week(file)))
     for key in ALL:
         print(f"{key}: {span(file['runs'], key)}")
 

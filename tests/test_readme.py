@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from bench import stats, week
+from bench import stats, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def test_it_can_be_read_in_one_sitting():
 
 def test_what_to_expect_is_the_result_file():
     lines = TEXT.splitlines()
-    for row in week.table(stats.read("week.json")):
+    for row in tables.week(stats.read("week.json")):
         assert row in lines, row
 
 
