@@ -26,9 +26,10 @@ import torch.nn.functional as F
 
 from data import team
 from data.engine import generate, pad_rows
+from data.quizzes import answer_mask, closed_book, split_questions, take, unpack
 from model import FAST, TRIAL
 
-VIEWS = 4                           # shuffled readings of a passage that the teacher averages over
+VIEWS = 2                           # shuffled readings of a passage that the teacher averages over
 TEMPERATURE = 0.85                  # of the self that asks itself: higher misspells more names
 ASKING = 64                         # tokens of a document of questions
 DREAM = 128                         # tokens of a replay dream
@@ -38,70 +39,9 @@ TRIAL_STEPS, TRIAL_LR = 4, 0.01     # Adam, on an isolated copy
 WRITER_STEPS, WRITER_LR = 16, 3e-3  # Adam, ReST-EM
 FLOOR = 0.05                        # of the curriculum: nothing is never drawn
 
-Quizzes = namedtuple("Quizzes", "ids start length passage begin end wording thing recalled since "
-                     "target", defaults=[None] * 7)
-# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and with
-# <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): where, counted
-# from <bos>, the question becomes specific; wording (N, T): words that name nothing; thing (N,):
-# what it is about; recalled (N,): answered from memory; since (N,): where it wakes the new expert;
-# target (N, A, V): the teacher's log-probabilities of the A answer tokens
-
-Teacher = namedtuple("Teacher", "model readings cache held awake")
+Teacher = namedtuple("Teacher", "model readings cache held awake home")
 # readings: the day's passages as contexts, VIEWS a passage, and their cache; held: the cache that
 # answers (of the readings, or of nothing if the day was studied); awake: the expert that studied
-
-
-# --------------------------------------------------------------------------------------------------
-# Quizzes
-
-def pack(pairs, device):
-    """[(passage, question ids, answer ids)] -> Quizzes."""
-    ids, length = pad_rows([[*q, *a] for _, q, a in pairs], device)
-    start = torch.tensor([len(q) for _, q, _ in pairs], device=device)
-    passage = torch.tensor([p for p, _, _ in pairs], device=device)
-    return Quizzes(ids, start, length, passage)
-
-
-def unpack(z):
-    """The inverse of pack: [(passage, question ids, answer ids)]."""
-    rows = zip(z.passage.tolist(), z.ids.tolist(), z.start.tolist(), z.length.tolist())
-    return [(p, tuple(ids[:start]), tuple(ids[start:length])) for p, ids, start, length in rows]
-
-
-def take(z, index):
-    """The quizzes at an index: numbers, or True and False."""
-    return Quizzes(*(None if t is None else t[index] for t in z))
-
-
-def question_mask(z):
-    """(N, T-1) True where ids[:, 1:] is a word of the question or <answer>."""
-    return torch.arange(1, z.ids.shape[1], device=z.ids.device) < z.start[:, None]
-
-
-def answer_mask(z):
-    """(N, T-1) True where ids[:, 1:] belongs to the answer, <end> included."""
-    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
-    return (at >= z.start[:, None]) & (at < z.length[:, None])
-
-
-def closed_book(z, marks):
-    """Quizzes behind <bos> alone, as student input (N, T): states 1.. predict ids[:, 1:]."""
-    return torch.cat([torch.full_like(z.ids[:, :1], marks.bos), z.ids[:, :-1]], 1)
-
-
-def split_questions(row, marks):
-    """The well-formed (<ask> question <answer>, answer <end>) pairs in a row of ids."""
-    pairs, start, middle = [], None, None
-    for i, token in enumerate(row):
-        if token == marks.ask:
-            start, middle = i, None
-        elif token == marks.answer and start is not None and middle is None:
-            middle = i
-        elif token == marks.end and start is not None and middle is not None:
-            if middle - start > 1 and i - middle > 1:
-                pairs.append((tuple(row[start:middle + 1]), tuple(row[middle + 1:i + 1])))
-            start = None
-    return pairs
 
 
 # --------------------------------------------------------------------------------------------------
@@ -192,7 +132,7 @@ def gradients(model, z, marks, group):
     model.unlock(TRIAL, n)
     loss = dream_loss(model, z, marks, copies(first + group))
     size = torch.zeros(n, device=loss.device).index_add(0, group, torch.ones_like(loss))
-    B = [block.levels[TRIAL].B_live for block in model.blocks]
+    B = [block.levels[TRIAL].B_live for block in model.remembering()]
     grads = torch.autograd.grad((loss / size[group]).sum(), B)
     model.discard(TRIAL)
     return torch.cat([g.flatten(1) for g in grads], 1)

@@ -113,6 +113,7 @@ class Level(nn.Module):
 
     def forward(self, h, expert=None):
         """h (B, T, n_embd); expert (B*T,): each token's expert, n_experts for none."""
+        expert = expert if self.n_experts else None
         if self.up is None and expert is None:
             return h
         x, y = self.norm(h), 0
@@ -199,6 +200,7 @@ class GPT(nn.Module):
         self.register_buffer("owner", torch.zeros(0, 2, dtype=torch.long))      # (level, expert)
         self.register_buffer("names", torch.zeros(0, 0, dtype=torch.long))   # (K, n) ids, -1 behind
         self.register_buffer("unknown", torch.zeros(0, dtype=torch.long))  # "I do not know", as ids
+        self.register_buffer("imagined", torch.zeros(0, 0, dtype=torch.long))   # (N, T) questions
         for p in self.parameters():
             if p.ndim == 2 and p.shape[1] > 8:
                 nn.init.normal_(p, std=0.02 if p is self.wte.weight else p.shape[1] ** -0.5)
@@ -211,7 +213,7 @@ class GPT(nn.Module):
         return self.wte.weight.device
 
     def n_experts(self, level):
-        return self.blocks[0].levels[level].n_experts
+        return self.blocks[-1].levels[level].n_experts
 
     def n_params(self):
         """Everything the model has to remember: weights, experts and the gate."""
@@ -271,7 +273,7 @@ class GPT(nn.Module):
         or `discard`. All n start with the same A: copies that differ only in what they learn.
         """
         gen = torch.Generator().manual_seed(seed)
-        for block in self.blocks:
+        for block in self.remembering():
             level_, d = block.levels[level], self.config.n_embd
             A = torch.randn(1, d, level_.rank, generator=gen) * d ** -0.5
             A = A.to(level_.A).repeat(n, 1, 1)
@@ -291,11 +293,15 @@ class GPT(nn.Module):
 
     def reopen(self, level):
         """Make the settled experts of a level live again."""
-        for block in self.blocks:
+        for block in self.remembering():
             level_ = block.levels[level]
             level_.A_live, level_.B_live = nn.Parameter(level_.A), nn.Parameter(level_.B)
             level_.A, level_.B = level_.A[:0], level_.B[:0]
         return self.live(level)
+
+    def remembering(self):
+        """The blocks above the state that the gate hears: what a night learns cannot move it."""
+        return self.blocks[min(self.config.hears, self.config.n_layer - 1):]
 
     def live(self, level):
         levels = [block.levels[level] for block in self.blocks]
@@ -400,7 +406,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         elif name == "metric":                              # the gate hears what it heard before
             t = (t * ratio ** 0.5).view(len(t), t.shape[1] // old.n_embd, old.n_embd)
             state[name] = grow(t, [*t.shape[:2], D]).flatten(1)
-        elif name in ("things", "reach", "owner", "names", "unknown"):
+        elif name in ("things", "reach", "owner", "names", "unknown", "imagined"):
             state[name] = t
         else:
             state[name] = grow(t, shape, noise=float(".up." in name))

@@ -22,36 +22,32 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import dream
-from data import team
+from data import asking, team
+from data.asking import look_up, memory_of, screen
 from data.engine import generate, pad_rows, prefill
-from data.gate import (EVERYWHERE, MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy,
-                       hear_day, heard, log_probs, means, reach, remember, said, specific, wakes)
+from data.gate import (EVERYWHERE, MAX_NEW, always, hear_day, heard, log_probs, means, reach,
+                       remember, said, wakes)
+from data.kernels import in_chunks, levenshtein, muon
+from data.quizzes import (RestlessNight, answer_mask, answers_of, closed_book, pack, question_mask,
+                          take, unpack, words_of)
 from data.text import pad_documents
-from data.kernels import in_chunks, levenshtein
-from dream import VIEWS, Teacher, answer_mask, closed_book, question_mask, take
+from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
-READINGS = 2                        # over which an answer's distribution is averaged
-LIKELY = -6.0                       # log p of the least likely word of a question that is asked
-MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
-STUDIED = 10                        # steps a passage, of a day that was studied
-STEPS, BATCH, LR = 36, 32, 0.18     # of distillation: steps a passage; quizzes a step; peak (Muon)
+STEPS, STUDIED = 5, 10              # of distillation, a thing; where the day was studied
+BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
 DREAM_STEPS = 20                    # on the curriculum, after dreaming
 STUDY_STEPS = 120                   # of the fast level, awake, on a day too long for the context
 WARMUP, LATE, GROUP = 8, 0.7, 4     # steps; from when on some are on-policy; rollouts a question
 FORCED, ASK_WEIGHT = 8, 0.3         # rows of a step that teach an expert to ask about its night
-MISHEARD = 0.08                     # share of a question's wording that the student hears wrongly
+MISHEARD = 0.15                     # share of a question's wording that the student hears wrongly
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
 KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
 SLOW_STEPS, REMEMBERED = 800, 128   # of consolidation: steps; dreams of each expert
-
-
-class RestlessNight(ValueError):
-    """The night cannot go on: the day was not understood, or what was learnt is no number."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -65,21 +61,24 @@ def night(model, day, marks, a):
     log["lost"]: the passages that the self could not learn. Raises RestlessNight.
     """
     cold = clone(model)                                         # the self without its day
-    teacher = hold(cold, day, marks)                            # the same self, the day in mind
-    teach = reader(teacher)
+    by_name = model.config.listens == "name"
+    teacher = hold(cold, asking.one_by_one(day) if by_name else day, marks)     # the day in mind
     dreamt = dream.write(teacher, marks, a.quizzes, a.writer, a.random_expert)      # 1. write
     z = screen(teacher, dreamt, marks)                                              # 2. screen
-    if model.config.listens == "name":
-        z = screen(teacher, dreamt + cross(teacher, z, marks), marks)
-    z = z._replace(thing=about(model, z, marks))
-    z = look_up(teacher, z, marks)
+    if by_name:                                                 # the day again, thing by thing
+        z, things, home = asking.thing_by_thing(teacher, z, day, marks)
+        teacher = hold(cold, things, marks)._replace(home=home)
+        z = asking.ask_everything(teacher, z, marks)
+    teach = reader(teacher)
+    z = look_up(teacher, z if by_name else z._replace(thing=z.passage), marks, teach)
     level, z = open_gate(model, z, teacher, day.heard, marks, a)                    # 3. open a gate
     log = {"dreamt": len(dreamt), "kept": len(z.ids), "things": len(model.things)}
     params = learners(model, level)
     bank = replay_bank(cold, marks) if a.replay and not (a.gate and a.expand) else None
     if a.budget:                                                # learn from few dreams: choose them
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
-    steps = a.seed_steps or (STUDIED if day.study else STEPS) * len(day.passages)
+    things = len(z.thing.unique())
+    steps = a.seed_steps or (STUDIED if day.study else STEPS) * things
     log |= distil(model, params, z, teach, marks, level, steps, a, bank=bank)       # 4. distil
     if a.dream:                                                                     # 5. dream
         pool, quiz = some(z, dream.POOL), some(z, dream.QUIZ)
@@ -90,7 +89,7 @@ def night(model, day, marks, a):
     if level is not None:
         model.settle(level)                                                         # 6. settle
     model.requires_grad_(False)
-    return log | look_back(model, cold, z, day, marks)
+    return log | look_back(model, cold, z, teacher, day, marks)
 
 
 def some(z, n):
@@ -107,6 +106,7 @@ def learners(model, level):
 
 # --------------------------------------------------------------------------------------------------
 # The teacher: the self that holds the day
+
 
 def hold(cold, day, marks):
     """The self before sleep with the day in its context -> Teacher. Raises RestlessNight.
@@ -125,7 +125,8 @@ def hold(cold, day, marks):
     cache, _ = prefill(model, readings, always(awake, rows))
     blank = [[marks.bos]] * len(readings)
     held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
-    return Teacher(model, readings, cache, held, awake)
+    home = [{p} for p in range(len(day.passages))]
+    return Teacher(model, readings, cache, held, awake, home)
 
 
 def study(model, documents):
@@ -154,138 +155,6 @@ def reader(teacher):
 
 
 # --------------------------------------------------------------------------------------------------
-# Screen: what is worth learning, and what the day or yesterday's memory says about it
-
-def screen(teacher, dreamt, marks):
-    """Dreams [(passage, question, answer)] -> the Quizzes that the day made likely.
-
-    log p(q | context) - log p(q) > MIN_GAIN: chit-chat and old things gain nothing from the day.
-    Raises RestlessNight if nothing is left.
-    """
-    if not dreamt:
-        raise RestlessNight("the self asked itself nothing about its day: it cannot read yet")
-    size = sorted(len(q) + len(a) for _, q, a in dreamt)[int(0.97 * (len(dreamt) - 1))]
-    z = dream.pack([t for t in dreamt if len(t[1]) + len(t[2]) <= size], teacher.model.device)
-    gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
-    wording = F.pad((gain < 0.3) & question_mask(z), (1, 0))        # <ask> itself is never misheard
-    z = z._replace(begin=specific(gain, 0.1), end=specific(gain, 0.9), wording=wording)
-    z = take(z, gain.sum(1) > MIN_GAIN)
-    if not len(z.ids):
-        raise RestlessNight("the self wrote no usable quiz about its day: it cannot read yet")
-    return z
-
-
-def cross(teacher, z, marks):
-    """Questions nobody happened to ask: the wording of one about the thing of another (ours).
-
-    A question is wording, thing, wording: the thing lies between the words by which a tenth and
-    nine tenths of its gain have come. What no self would ask ("Where does 3 May live?", a word
-    of it has log p < LIKELY) is dropped; the self that holds the day answers the rest.
-    """
-    pairs, begin, end = dream.unpack(z), z.begin.tolist(), z.end.tolist()
-    about = [(p, q[b - 1:e]) for (p, q, _), b, e in zip(pairs, begin, end)]
-    words = [(q[:b - 1], q[e:]) for (_, q, _), b, e in zip(pairs, begin, end)]
-    asked = {(p, q) for p, q, _ in pairs}
-    new = {}
-    for i in (torch.randperm(2 * len(pairs)) % len(pairs)).tolist():
-        (p, thing), (before, after) = about[i], random.choice(words)
-        if (p, before + thing + after) not in asked:
-            new[p, before + thing + after] = None
-    if not new:
-        return []
-    new = dream.pack([(p, q, (marks.end,)) for p, q in new], teacher.model.device)
-    word = said(log_probs(teacher.model, new.ids, teacher.cache, new.passage * VIEWS), new.ids)
-    sense = word.masked_fill(~question_mask(new), 0.0).min(1)[0] > LIKELY
-    new = [(p, q) for p, q, _ in dream.unpack(take(new, sense))]
-    answers = greedy(teacher.model, [[*teacher.readings[p * VIEWS], *q] for p, q in new], marks,
-                     MAX_NEW)
-    return [(p, q, tuple(y)) for (p, q), y in zip(new, answers) if y[-1] == marks.end]
-
-
-def look_up(teacher, z, marks):
-    """Quizzes with targets. Where the day's self said "I do not know", look further.
-
-    First in the other passages that speak of the same thing, then in yesterday's memory: who
-    returns is stored again whole (reconsolidation). Where they differ, the day's word wins. Only
-    what the teacher is sure of is kept. Raises RestlessNight if nothing is.
-    """
-    model, pairs, unknown = teacher.model, dream.unpack(z), tuple(teacher.model.unknown.tolist())
-    spoken_of = {}
-    for (p, _, _), k in zip(pairs, z.thing.tolist()):
-        spoken_of.setdefault(k, set()).add(p)
-    asked = [(i, p) for i, k in enumerate(z.thing.tolist()) if pairs[i][2] == unknown
-             for p in sorted(spoken_of[k] - {pairs[i][0]})]
-    prompts = [[*teacher.readings[p * VIEWS], *pairs[i][1]] for i, p in asked]
-    for (i, p), y in zip(asked, greedy(model, prompts, marks, MAX_NEW)):
-        if tuple(y) != unknown:
-            pairs[i] = (p, pairs[i][1], tuple(y))
-    recalled, novel = {}, set()
-    memory = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
-    for i, ((p, q, y), (was, source), k) in enumerate(zip(pairs, memory, z.thing.tolist())):
-        if y == unknown and tuple(was) != unknown:
-            pairs[i], recalled[i] = (p, q, tuple(was)), source
-        elif y != tuple(was):
-            novel.add(k)                                            # the day changed what is said
-    new = dream.pack(pairs, model.device)
-    wording = F.pad(z.wording, (0, max(0, new.ids.shape[1] - z.wording.shape[1])))
-    new = new._replace(begin=z.begin, end=z.end, thing=z.thing,
-                       wording=wording[:, :new.ids.shape[1]],
-                       recalled=torch.zeros_like(z.thing, dtype=torch.bool))
-    new = with_targets(new, reader(teacher), READINGS)
-    for i, target in zip(recalled, memory_of(model, take(new, list(recalled)), marks, recalled)):
-        new.target[i], new.recalled[i] = target, True
-    of_use = torch.tensor([k in novel for k in z.thing.tolist()], device=model.device)
-    new = take(new, of_use & (sureness(new) > MIN_SURE))
-    if not len(new.ids):
-        raise RestlessNight("the self is not sure of any answer about its day")
-    return new
-
-
-def memory_of(model, z, marks, sources):
-    """What yesterday's self would say: (n, A, V) log-probabilities, closed book.
-
-    sources: {index: (level, expert), or None for the pretrained self} of the n quizzes.
-    """
-    begin, who = torch.zeros_like(z.start), list(sources.values())
-    for source in set(who) - {None}:
-        mine = torch.tensor([w == source for w in who], device=begin.device)
-        begin = torch.where(mine, wakes(model, z, *source, marks), begin)
-    out = []
-    for part in torch.arange(len(who), device=begin.device).split(128):
-        awake = awake_for([who[i] for i in part.tolist()], begin[part].tolist(), begin.device)
-        h = model.hidden(closed_book(take(z, part), marks), awake=awake)
-        out.append(F.log_softmax(model.logits(h[:, 1:]).float(), -1))
-    return answers_of(z, torch.cat(out)) if out else []
-
-
-def with_targets(z, teach, views):
-    """Quizzes with the teacher's distribution over each answer token, averaged over readings."""
-    mean = sum(answers_of(z, teach(z, view)).exp() for view in range(views)) / views
-    return z._replace(target=mean.clamp_min(1e-12).log())
-
-
-def answers_of(z, t):
-    """The part of t (N, T-1, ...) that belongs to the answers: (N, A, ...)."""
-    A = int((z.length - z.start).max()) if z.target is None else z.target.shape[1]
-    at = (z.start[:, None] - 1 + torch.arange(A, device=t.device)).clamp(max=t.shape[1] - 1)
-    index = at.view(*at.shape, *[1] * (t.ndim - 2)).expand(-1, -1, *t.shape[2:])
-    return t.gather(1, index)
-
-
-def sureness(z):
-    """The probability of the least certain token of each answer: (N,)."""
-    ids = answers_of(z, z.ids[:, 1:])
-    p = z.target.gather(2, ids[..., None])[..., 0].exp()
-    return p.masked_fill(~words_of(z), 1.0).min(1)[0]
-
-
-def words_of(z):
-    """(N, A) True where an answer has a word, <end> included."""
-    at = torch.arange(z.target.shape[1], device=z.ids.device)
-    return at < (z.length - z.start)[:, None]
-
-
-# --------------------------------------------------------------------------------------------------
 # A new expert, and what wakes it
 
 def open_gate(model, z, teacher, heard_by_day, marks, a):
@@ -306,7 +175,7 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
     new = model.n_experts(FAST)
     if model.config.listens == "text":
         names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
-        dreamt = [(names[p], q) for p, q, _ in dream.unpack(z)]     # where the day was not heard
+        dreamt = [(names[p], q) for p, q, _ in unpack(z)]     # where the day was not heard
         hear_day(model, marks, heard_by_day or dreamt, FAST, new)
     else:
         z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
@@ -432,13 +301,13 @@ def on_policy_loss(student, z, teach, marks, level, a):
     The gradient does not go through sampling; the temperature is 1 in sampling and in the loss.
     Returns (loss, {"reward", "spread", "kl"}).
     """
-    asked, right = zip(*((q, y) for _, q, y in dream.unpack(z)))
+    asked, right = zip(*((q, y) for _, q, y in unpack(z)))
     prompts = [[marks.bos, *q] for q in asked]
     ys = generate(student, prompts, MAX_NEW, n=GROUP, stop=[marks.end],
                   awake=new_expert(student, level, z.since))
     many = torch.arange(len(prompts)).repeat_interleave(GROUP).tolist()
     passage = z.passage.tolist()
-    rolled = dream.pack([(passage[i], asked[i], y) for i, y in zip(many, ys)], student.device)
+    rolled = pack([(passage[i], asked[i], y) for i, y in zip(many, ys)], student.device)
     since = z.since.repeat_interleave(GROUP)
     log_t, mask = teach(rolled), answer_mask(rolled)
     h = student.hidden(closed_book(rolled, marks), awake=new_expert(student, level, since))
@@ -487,23 +356,6 @@ def descend(params, momenta, loss, step, steps, lr):
     muon(params, momenta, lr * min(1.0, (step + 1) / WARMUP) * (1 - 0.95 * step / steps))
 
 
-@torch.no_grad()
-def muon(params, momenta, lr, beta=0.95):
-    """Muon (Jordan et al. 2024) on matrices (..., m, n): lr times the nearest matrix whose singular
-    values are all alike. Every direction of a low-rank expert then learns at the same speed: half
-    the steps that Adam needs. momenta is written."""
-    for p, momentum in zip(params, momenta):
-        momentum.mul_(beta).add_(p.grad)
-        g = p.grad + beta * momentum
-        flat = g.shape[-2] <= g.shape[-1]
-        g = g if flat else g.mT
-        g = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-        for _ in range(5):                                          # Newton-Schulz iterations
-            gram = g @ g.mT
-            g = 3.4445 * g + (2.0315 * gram @ gram - 4.775 * gram) @ g
-        p.sub_(lr * (g if flat else g.mT))
-
-
 # --------------------------------------------------------------------------------------------------
 # From level to level: what many nights wrote into the fast level becomes one expert of the slower
 
@@ -521,7 +373,7 @@ def consolidate(model, marks, a):
              if source == (FAST, e) and y[-1] == marks.end]
     if not pairs:
         raise RestlessNight("the fast level holds no memories to consolidate")
-    z = dream.pack(pairs, model.device)
+    z = pack(pairs, model.device)
     sources = {i: (FAST, pair[0]) for i, pair in enumerate(pairs)}
     z = z._replace(target=memory_of(teacher, z, marks, sources),
                    recalled=torch.ones_like(z.passage, dtype=torch.bool),
@@ -575,21 +427,22 @@ def knows(model, z, marks, level):
     return (-torch.cat(nll) * answer_mask(z).sum(1)).exp()
 
 
-def look_back(model, cold, z, day, marks):
+def look_back(model, cold, z, teacher, day, marks):
     """What became of each passage and of what was known before. Returns a log (ours).
 
     The new self answers the quizzes of the day by its own gate: a passage of which it knows no
     more than half is lost, for tonight. And it answers what it asks in dreams of old: raises
     RestlessNight where more than a share MOVED of those answers have changed.
     """
-    pairs = dream.unpack(z)
+    pairs = unpack(z)
     answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
     if sum(right) < KNOWN * len(right):
         raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
-    score = {}
-    for (p, _, _), r in zip(pairs, right):
-        score.setdefault(p, []).append(r)
+    score, read = {}, (~z.recalled).tolist()
+    for (k, _, _), r, told in zip(pairs, right, read):
+        for p in teacher.home[k] if told else ():
+            score.setdefault(p, []).append(r)
     lost = [p for p in range(len(day.passages))
             if 2 * sum(score.get(p, [])) <= len(score.get(p, []))]
     old = dream.questions(cold, marks, HELD_OUT)

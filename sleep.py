@@ -28,7 +28,7 @@ import seed
 from data import classes, exam, flags, gate, store, team, text, weights, world
 from model import SLOW, GPT, Config, clone, widen
 
-VERSION = 3                         # of the checkpoints
+VERSION = 4                         # of the checkpoints
 BATCH = 8                           # documents a pretraining step
 LR_MUON, LR_ADAM = 0.02, 0.03       # peak rates: matrices inside the blocks; all the rest
 RISE, FALL = 30, 0.6                # steps of warm-up; the last share, in which the rates fall

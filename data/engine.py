@@ -61,40 +61,43 @@ def behind(model, cache, n, room):
             "start": cache["len"][many], "shared": shared[many][:, None, None]}
 
 
-def pad_rows(rows, device="cpu"):
-    """Lists of token ids -> (ids (B, T) right-padded with 0, lengths (B,))."""
+def pad_rows(rows, device="cpu", pad=0):
+    """Lists of token ids -> (ids (B, T) right-padded, lengths (B,))."""
     lengths = torch.tensor([len(r) for r in rows], dtype=torch.long)
-    ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+    ids = torch.full((len(rows), max([1, *map(len, rows)])), pad, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, :len(row)] = torch.tensor(row, dtype=torch.long)
     return ids.to(device), lengths.to(device)
 
 
 @torch.no_grad()
-def prefill(model, rows, awake=None):
-    """Read rows (lists of ids) into a fresh cache -> (cache, logits after each row (B, V))."""
+def prefill(model, rows, awake=None, before=None):
+    """Read rows (lists of ids) into a cache -> (cache, logits after each row (B, V)).
+
+    before: (cache, row (B,)): what has been read before, a row of another cache for each.
+    """
     ids, lengths = pad_rows(rows, model.device)
-    cache = new_cache(model, *ids.shape)
+    cache = take_rows(*before, ids.shape[1]) if before else new_cache(model, *ids.shape)
     h = model.hidden(ids, cache=cache, lengths=lengths, awake=awake)
     return cache, model.logits(h[rows_of(ids)[:, 0], lengths - 1])
 
 
 @torch.no_grad()
 def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), generator=None,
-             trie=None, awake=None):
+             trie=None, awake=None, before=None):
     """Continue each prompt (a list of ids) n times: len(prompts) * n lists of new ids.
 
     A prompt is read once and shared by its n samples. temperature 0 is greedy. stop: ids that end
     a row, kept as its last token. trie: a table (states, V) of next states, -1 where a token is
-    not allowed; its sequences end in a stop id. awake: as in GPT.hidden, a row a prompt. Raises
-    ValueError for an empty prompt.
+    not allowed; its sequences end in a stop id. awake: as in GPT.hidden, a row a prompt. before:
+    what has been read before the prompts, see `prefill`. Raises ValueError for an empty prompt.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: give at least the mark that begins a text")
     if not prompts:
         return []
     many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
-    cache, logits = prefill(model, prompts, awake)
+    cache, logits = prefill(model, prompts, awake, before)
     cache = behind(model, cache, n, max_new) if n > 1 else take_rows(cache, many, max_new)
     awake = {level: (expert[many], since[many]) for level, (expert, since) in (awake or {}).items()}
     stops = torch.tensor(list(stop), dtype=torch.long, device=model.device)

@@ -45,13 +45,13 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the self": {
         "init_from": ("scratch", TEXT,
                       "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
-        "pretrain_steps": (2400, SOME, "steps of 8 documents"),
+        "pretrain_steps": (2200, SOME, "steps of 8 documents"),
         "n_layer": (4, (1, 256), "blocks"),
         "n_embd": (128, HEADS, "width; a head is 32 wide"),
         "widen": (0, OR_NONE, "width the self grows to before its life; 0: it does not grow"),
     },
     "the night: Knowledge Seeding": {
-        "quizzes": (6, SOME, "documents of questions sampled for each view of a passage"),
+        "quizzes": (4, SOME, "documents of questions sampled for each view of a passage"),
         "seed_steps": (0, COUNT, "distillation steps; 0: as many as there are things to learn"),
         "rank": (32, (1, 16384), "rank of a nightly expert"),
         "divergence": ("forward", ("forward", "reverse", "jsd", "sft"),

@@ -20,10 +20,13 @@ import torch.nn.functional as F
 import dream
 from data import team
 from data.engine import generate, pad_rows, prefill, take_rows
-from dream import VIEWS, question_mask, take
+from data.quizzes import pack, question_mask, split_questions, take, unpack
+from dream import VIEWS
 from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
+SAME = 0.3                          # squared spreads: things nearer to each other are one
+MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
@@ -47,36 +50,44 @@ def states(model, ids):
 
 @torch.no_grad()
 def listen(model, ids, lengths):
-    """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)), oldest first.
+    """Which memories does each row wake? ids (B, T) -> (since, thing, far, owners).
 
-    since: the last position at which a state lies within the reach of a thing of this owner
-    (level, expert), |W x - thing|^2 < reach; 0 where it reaches everywhere, -1 where none does.
-    W is the metric. Of whole texts
-    the nearest thing wins, from the first token on.
+    owners (U, 2): (level, expert), oldest first. since (B, U): the last position at which a state
+    lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where it reaches
+    everywhere, -1 where none does. thing, far (B, U): the nearest of its things there, and its
+    squared distance. W is the metric. Of whole texts the nearest thing wins, from the first token
+    on.
     """
     (B, T), device = ids.shape, ids.device
     owners, of = model.owner.unique(dim=0, return_inverse=True)              # (U, 2), (K,)
     age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
-    since = torch.full((B, len(owners)), -1, device=device)
+    since, thing = torch.full((2, B, len(owners)), -1, device=device)
+    far = torch.zeros(B, len(owners), device=device)
     if len(owners) and model.config.listens == "text":
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
     elif len(owners):
-        z = states(model, ids) @ model.metric.T                              # (B, T, r)
-        size = model.things.square().sum(1)
+        z, of_row = states(model, ids) @ model.metric.T, of.expand(B, -1)    # (B, T, r)
+        size, number = model.things.square().sum(1), torch.arange(len(of), device=device)
+        since[:, of[model.reach >= EVERYWHERE]] = 0
         for t in range(T):                                                   # (B, K) at a time
             gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ model.things.T
-            fires = (gap < model.reach) & (t < lengths)[:, None]
-            at = torch.where(fires, torch.where(model.reach < EVERYWHERE, t, 0), -1)
-            since = since.scatter_reduce(1, of.expand(B, -1), at, "amax")
-    return since[:, age], owners[age]
+            fires = (gap < model.reach) & (model.reach < EVERYWHERE) & (t < lengths)[:, None]
+            gap = gap.masked_fill(~fires, torch.inf)
+            near = torch.full_like(far, torch.inf).scatter_reduce(1, of_row, gap, "amin")
+            best = torch.where(fires & (gap == near.gather(1, of_row)), number, -1)
+            best = torch.full_like(thing, -1).scatter_reduce(1, of_row, best, "amax")
+            woken = near < torch.inf
+            since, far = torch.where(woken, t, since), torch.where(woken, near, far)
+            thing = torch.where(woken, best, thing)
+    return since[:, age], thing[:, age], far[:, age], owners[age]
 
 
 @torch.no_grad()
 def remember(model, marks, asked, max_new=MAX_NEW):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
-    Of the memories that wake, the one whose thing ends last is asked first (a whole name before a
-    part of it), of those the newest. A memory that says "I do not know" does not know. asked:
+    Of the memories that wake (`called`) the newest is asked first. A memory that says "I do not
+    know" does not know. asked:
     questions as ids, <ask> ... <answer>. Returns [(answer ids, source)]; source: (level, expert),
     or None for the pretrained self. The rule chooses once a question: the whole answer, however
     long, comes from one source.
@@ -85,11 +96,9 @@ def remember(model, marks, asked, max_new=MAX_NEW):
         return judge(model, marks, asked)
     prompts = [[marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
-    since, owners = listen(model, *pad_rows(prompts, model.device))
-    owners, woken = owners.tolist(), [[] for _ in prompts]
-    for row, unit in (since >= 0).nonzero().tolist():
-        woken[row].append((int(since[row, unit]), unit))
-    woken = [sorted(units) for units in woken]                               # the last is first
+    *woken, owners = listen(model, *pad_rows(prompts, model.device))
+    alike = torch.cdist(model.things, model.things).square() < SAME if len(owners) else []
+    woken, owners = [called(*row, alike) for row in zip(*(t.tolist() for t in woken))], owners.tolist()
     found, waiting = [None] * len(prompts), list(range(len(prompts)))
     while waiting:
         turn = [woken[i].pop() if woken[i] else (0, None) for i in waiting]
@@ -104,6 +113,21 @@ def remember(model, marks, asked, max_new=MAX_NEW):
                 found[i] = (y, source)
         waiting = again
     return found
+
+
+def called(since, thing, far, alike):
+    """Which memories one question means: [(since, memory)], the newest last. Of each memory: from
+    where on it wakes (-1: never), by which thing, and how far that is.
+
+    A whole name counts, not a part of it that ends sooner; and the nearest thing, with those that
+    are the same (alike (K, K)): somebody of whom several nights were told.
+    """
+    last = max(since, default=-1)
+    here = [unit for unit, begin in enumerate(since) if begin == last >= 0]
+    if not here:
+        return []
+    nearest = thing[min(here, key=far.__getitem__)]
+    return [(last, unit) for unit in here if nearest < 0 or alike[nearest][thing[unit]]]
 
 
 @torch.no_grad()
@@ -131,13 +155,15 @@ def awake_for(sources, begin, device):
     return awake
 
 
-def greedy(model, prompts, marks, max_new, awake=None):
-    """The likeliest continuation of each prompt, 512 rows at a time: lists of ids with <end>."""
+def greedy(model, prompts, marks, max_new, awake=None, before=None):
+    """The likeliest continuation of each prompt, 512 rows at a time: lists of ids with <end>.
+    awake, before: as in `generate`, a row a prompt."""
     out = []
     for i in range(0, len(prompts), 512):
         part = {k: (e[i:i + 512], s[i:i + 512]) for k, (e, s) in (awake or {}).items()}
+        read = before and (before[0], before[1][i:i + 512])
         out += generate(model, prompts[i:i + 512], max_new, temperature=0, stop=[marks.end],
-                        awake=part)
+                        awake=part, before=read)
     return out
 
 
@@ -245,11 +271,19 @@ def gains(model, z, marks, cache, row, experts=()):
     return (day - nothing) * question_mask(z)
 
 
-def specific(gain, share):
-    """Where a question has become specific: the token, counted from <bos>, by which `share` of
-    its gain has come. gain (N, T-1) -> (N,)."""
+def specific(gain):
+    """Where the thing stands in each question: (begin, end), tokens counted from <bos>, (N,) each.
+
+    It begins where a tenth of the gain has come, and ends where most of it has, moved over the
+    tokens right behind that still gain: the last syllable of a name gains more than what follows
+    a name that might have gone on. gain (N, T-1).
+    """
+    at = torch.arange(2, gain.shape[1] + 2, device=gain.device)
     total = gain.clamp(min=0).cumsum(1)
-    return (total >= share * total[:, -1:]).float().argmax(1) + 2
+    begin, end = ((total >= share * total[:, -1:]).float().argmax(1) + 2 for share in (0.1, MOST))
+    behind = at > end[:, None]
+    broken = (behind & (gain < SYLLABLE)).cumsum(1) > 0
+    return begin, end + (behind & ~broken).sum(1)
 
 
 def behind_bos(ids, marks):
@@ -264,10 +298,8 @@ def heard(model, z, marks):
 
 
 def things_of(x):
-    """States x (N, r) within reach of each other are one thing: (N,) numbers. A thing has no name
-    here: it is wherever questions become specific in the same place. Two states of one thing
-    differ by twice the variance of one."""
-    near = torch.cdist(x, x).square() < 2
+    """Places x (K, r) nearer to each other than SAME are one thing: (K,) numbers."""
+    near = torch.cdist(x, x).square() < SAME
     thing = torch.full((len(x),), -1, device=x.device)
     count = 0
     for i in near.sum(1).argsort(descending=True).tolist():         # the most crowded place first
@@ -278,10 +310,14 @@ def things_of(x):
 
 
 def about(model, z, marks):
-    """The number of the thing that each question is about: (N,)."""
-    if model.config.listens == "text":
-        return z.passage
-    return things_of(heard(model, z, marks) @ model.metric.T)
+    """The number of the thing that each question is about: (N,). The same words are one thing, and
+    words that are heard in the same place ("was born on 3 May", "has the birthday 3 May")."""
+    spans = [q[b - 1:e] for (_, q, _), b, e in zip(unpack(z), z.begin.tolist(),
+                                                   z.end.tolist())]
+    number = {words: k for k, words in enumerate(dict.fromkeys(spans))}
+    words = torch.tensor([number[span] for span in spans], device=z.ids.device)
+    place, _ = means(heard(model, z, marks) @ model.metric.T, words)
+    return things_of(place)[words]
 
 
 def means(x, thing):
@@ -299,7 +335,7 @@ def wakes(model, z, level, expert, marks):
     """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""
     if model.config.listens == "text":                      # each of several that are proposed
         return torch.zeros_like(z.start)
-    since, owners = listen(model, behind_bos(z.ids, marks), z.start + 1)
+    since, _, _, owners = listen(model, behind_bos(z.ids, marks), z.start + 1)
     mine = (owners == torch.tensor([level, expert], device=owners.device)).all(1)
     return since[:, mine].amax(1)
 
@@ -310,24 +346,22 @@ def reach(model, mean, count, z, teacher, marks):
 
     In the metric the states of a thing lie within p = 1 (a little more where few were heard). The
     nearest question that is not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such
-    questions are what the self invents and dreams tonight, unless the day makes them likelier:
-    then they speak of the thing.
+    questions are what the self has invented and dreamt (`learn_to_listen`), unless the day makes
+    them likelier: then they speak of the thing.
     """
     p, K = 1 + 1 / count, len(mean)
-    _, pairs = invent(model, marks, INVENTED // 4)
-    others = [q for _, q, _ in pairs] + dream.questions(model, marks, ALSO_ASKED)
-    others = list(dict.fromkeys(others))
+    others = [tuple(t for t in row if t >= 0) for row in model.imagined.tolist()]
     if not others:
         return FARTHEST * p
     n = nearest(model, [[marks.bos, *q] for q in others], mean)                     # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
         home = torch.zeros(K, dtype=torch.long, device=n.device).scatter(0, z.thing, z.passage)
-        doubt = dream.pack([(int(home[j]), others[i], (marks.end,))
+        doubt = pack([(int(home[j]), others[i], (marks.end,))
                             for i, j in zip(row.tolist(), k.tolist())], n.device)
         gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,
                      teacher.awake)
-        n[row, k] = torch.where(gain.sum(1) > MIN_GAIN, torch.inf, n[row, k])
+        n[row, k] = torch.where(gain.cumsum(1).amax(1) > MIN_GAIN, torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
 
@@ -357,7 +391,7 @@ def invent(model, marks, n):
                    temperature=dream.TEMPERATURE)
     found = {}
     for i, row in enumerate(out):
-        for q, y in dream.split_questions([marks.ask, *row], marks):
+        for q, y in split_questions([marks.ask, *row], marks):
             found[i // 3, q, y] = None
     return texts, team.share(list(found))
 
@@ -368,7 +402,8 @@ def learn_to_listen(model, marks, heard_already=None):
 
     Where questions about one invented thing become specific, the states differ only by wording:
     their covariance, whitened and scaled so that 98 % of them lie within 1, is the metric. And
-    what the self, closed book, says of most things it has invented is "I do not know".
+    what the self, closed book, says of most things it has invented is "I do not know". What it
+    imagined is kept: a night judges by it how far a thing may reach.
     """
     if model.config.listens == "text":
         x, thing, _ = hear(model, marks, heard_already)
@@ -378,15 +413,18 @@ def learn_to_listen(model, marks, heard_already=None):
     if not pairs:                                                   # it cannot ask at all
         model.metric = torch.eye(model.config.n_embd, device=model.device)
         return
-    z = dream.pack(pairs, model.device)
+    z = pack(pairs, model.device)
     gain = gains(model, z, marks, prefill(model, texts)[0], z.passage)
-    z = take(z._replace(end=specific(gain, 0.9)), gain.sum(1) > MIN_GAIN)
-    names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(dream.unpack(z), z.end)]
+    z = take(z._replace(end=specific(gain)[1]), gain.sum(1) > MIN_GAIN)
+    names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(unpack(z), z.end)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     fit_metric(model, heard(model, z, marks), torch.tensor([number[name] for name in names],
                                                               dtype=torch.long))
+    imagined = list(dict.fromkeys([q for _, q, _ in pairs[:INVENTED]] +
+                                  dream.questions(model, marks, ALSO_ASKED)))
+    model.imagined, _ = pad_rows(imagined, model.device, -1)
     said_ = Counter(tuple(y) for y in greedy(model, [[marks.bos, *q] for _, q, _ in
-                                                     dream.unpack(z)], marks, MAX_NEW))
+                                                     unpack(z)], marks, MAX_NEW))
     shrug, often = said_.most_common(1)[0] if said_ else ((), 0)
     if often > len(z.ids) / 2:
         model.unknown = torch.tensor(shrug, device=model.device)

@@ -75,3 +75,20 @@ def levenshtein(a, b, len_a, len_b):
             new[d] = d
         out = torch.where(total == d, new[len_a, pair].long(), out)
     return out
+
+
+@torch.no_grad()
+def muon(params, momenta, lr, beta=0.95):
+    """Muon (Jordan et al. 2024) on matrices (..., m, n): lr times the nearest matrix whose singular
+    values are all alike. Every direction of a low-rank expert then learns at the same speed: half
+    the steps that Adam needs. momenta is written."""
+    for p, momentum in zip(params, momenta):
+        momentum.mul_(beta).add_(p.grad)
+        g = p.grad + beta * momentum
+        flat = g.shape[-2] <= g.shape[-1]
+        g = g if flat else g.mT
+        g = g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-12)
+        for _ in range(5):                                          # Newton-Schulz iterations
+            gram = g @ g.mT
+            g = 3.4445 * g + (2.0315 * gram @ gram - 4.775 * gram) @ g
+        p.sub_(lr * (g if flat else g.mT))

@@ -108,7 +108,7 @@ RELATIONS = {  # a random value; sentences; questions of training, of the exam; 
         ["Which person is the best friend of {n}?", "What is the best friend of {n} called?"],
         "the person who has the friend {v}",
         ["Whose friend is {v}?", "Who has the friend {v}?", "Which person has the friend {v}?",
-         "Which person is a friend of {v}?"], ["Who is a friend of {v}?"]),
+         "Who has {v} as a friend?"], ["Whose best friend is {v}?"]),
 }
 Fact = namedtuple("Fact", "name relation value")
 Told = namedtuple("Told", "kind facts")             # a passage of a day: why it is told, its facts
@@ -204,13 +204,13 @@ Stage = namedtuple("Stage", "until people facts same reading room read recall")
 # asked after a passage, what without one. First a passage has to be read at all, then names.
 PLAIN = ({"told": 10, "reversed": 1, "untold": 2}, {"told": 10, "reversed": 1, "stranger": 2})
 READ = {"told": 34, "typed": 10, "reversed": 13, "described": 7, "two_hops": 3, "untold": 17,
-        "mentioned": 8, "nobody": 2, "chat": 2, "old": 5, "stranger": 5}
+        "mentioned": 12, "nobody": 2, "chat": 2, "old": 5, "stranger": 5}
 RECALL = {"told": 40, "typed": 9, "reversed": 11, "described": 9, "two_hops": 8, "nobody": 4,
           "chat": 3, "stranger": 16}
 STAGES = [Stage(0.06, [1, 0, 0], 3, 0.0, 1.0, 96, *PLAIN),
-          Stage(0.30, [0, 7, 3], 3, 0.9, 0.9, 112, *PLAIN),
-          Stage(0.45, [2, 6, 2], 4, 0.8, 0.7, 144, READ, RECALL),
-          Stage(1.00, [5, 4, 1], 5, 0.6, 0.5, 176, READ, RECALL)]
+          Stage(0.30, [0, 7, 3], 3, 0.9, 1.0, 112, *PLAIN),
+          Stage(0.45, [2, 6, 2], 4, 0.8, 0.8, 128, READ, RECALL),
+          Stage(1.00, [5, 4, 1], 5, 0.6, 0.8, 144, READ, RECALL)]
 
 
 def stage_at(share):
@@ -267,6 +267,8 @@ def about(style, fact, facts, truth, rng):
     elif style != "told":                                # mostly about what was told
         other = [k for k in RELATIONS if style != "described" or k != relation]
         relation = rng.choice(told if told and rng.random() < 0.8 else other)
+        if style == "mentioned" and rng.random() < 0.25:     # being a friend is not having one
+            relation = "friend"
     return question(relation, subject, rng), " " + truth.get(name, {}).get(relation, UNKNOWN)
 
 
@@ -352,7 +354,8 @@ def make_world(world_seed, n_days=7, n_people=8):
             if taken and rng.random() < 0.15 and " " in name:            # of a family met before
                 name = f"{name.split()[0]} {rng.choice(taken).split()[-1]}"
             short = sum(" " not in n for n in taken)                     # strangers need some too
-            if name not in taken and (" " in name or short < 20):
+            alike = any(n.startswith(name) or name.startswith(n) for n in taken)
+            if not alike and (" " in name or short < 20):
                 taken.append(name)
                 return name
 

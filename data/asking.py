@@ -1,0 +1,281 @@
+"""
+Asking everything about the day, and finding the answers. Ours: [S] lets the self write its quizzes
+and says no more; this is what makes them complete and true.
+
+The day is read twice. First sentence by sentence (`one_by_one`), so that nothing told is
+overlooked: what the self asks there says which things the day speaks of. Then thing by thing
+(`thing_by_thing`): all that was told of one thing, in whatever passage, is put together, and
+everything is asked of it (`ask_everything`), in the wordings of all questions about its kind. So
+neither two people in one passage nor one in two are confused. Where the day does not say, memory
+is asked (`look_up`).
+
+Text is token ids; nothing here knows a word, a name or a template.
+"""
+import random
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+
+import dream
+from data.gate import (MAX_NEW, MIN_GAIN, about, awake_for, gains, greedy, log_probs, remember, said,
+                       specific, wakes)
+from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, sureness, take,
+                          unpack)
+from dream import VIEWS
+
+FEW = 3                             # things about which a wording must have been heard
+TOLD = 2.0                          # nats that the name of a thing gains where it is spoken of
+WORDINGS = 40                       # in which a thing is asked about
+LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
+READINGS = 2                        # over which an answer's distribution is averaged
+MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
+
+
+def screen(teacher, dreamt, marks):
+    """Dreams [(passage, question, answer)] -> the Quizzes that the day made likely.
+
+    log p(q | context) - log p(q) > MIN_GAIN: chit-chat and old things gain nothing from the day.
+    Raises RestlessNight if nothing is left.
+    """
+    if not dreamt:
+        raise RestlessNight("the self asked itself nothing about its day: it cannot read yet")
+    size = sorted(len(q) + len(a) for _, q, a in dreamt)[int(0.97 * (len(dreamt) - 1))]
+    z = pack([t for t in dreamt if len(t[1]) + len(t[2]) <= size], teacher.model.device)
+    gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
+    wording = F.pad((gain < 0.3) & question_mask(z), (1, 0))        # <ask> itself is never misheard
+    begin, end = specific(gain)
+    z = take(z._replace(begin=begin, end=end, wording=wording), gain.sum(1) > MIN_GAIN)
+    if not len(z.ids):
+        raise RestlessNight("the self wrote no usable quiz about its day: it cannot read yet")
+    return z
+
+
+# --------------------------------------------------------------------------------------------------
+# The day, thing by thing
+
+def one_by_one(day):
+    """The day with each sentence as a passage of its own."""
+    return day._replace(passages=[[s] for told in day.passages for s in told])
+
+
+def thing_by_thing(teacher, z, day, marks):
+    """The things that quizzes z about single sentences ask for, and what was told of each.
+
+    Returns (quizzes, day, home): their passages are things now, and so are those of the day;
+    home: [{passages of the real day}] of each thing. Raises RestlessNight.
+    """
+    model, z = teacher.model, apart(sensible(teacher, z))
+    if not len(z.ids):
+        raise RestlessNight("the self cannot tell what its questions are about")
+    z = z._replace(thing=about(model, z, marks))
+    where = [p for p, told in enumerate(day.passages) for _ in told]
+    sentences = [s for told in day.passages for s in told]
+    room = model.config.block_size - 2 * dream.ASKING
+    told = []
+    for gain in gather(teacher, z, marks):                          # {sentence: nats}
+        best, size = [], 0
+        for i in sorted(gain, key=gain.get, reverse=True):
+            size += len(sentences[i])
+            if size < room or not best:
+                best.append(i)
+        told.append(best)
+    things = day._replace(passages=[[sentences[i] for i in some] for some in told])
+    return z._replace(passage=z.thing), things, [{where[i] for i in some} for some in told]
+
+
+def sensible(teacher, z):
+    """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
+    ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol")."""
+    log_p = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS)
+    word = said(log_p, z.ids).masked_fill(~question_mask(z), 0.0)
+    at = torch.arange(2, z.ids.shape[1] + 1, device=word.device)    # counted from <bos>
+    name = (at >= z.begin[:, None]) & (at <= z.end[:, None])
+    least = word.masked_fill(~name, 0.0).min(1)[0]
+    return take(z, (word.min(1)[0] > LIKELY) & (least > SPELT))
+
+
+def split(z):
+    """Each question as (before, name, after), a question being wording, thing, wording."""
+    rows = zip(unpack(z), z.begin.tolist(), z.end.tolist())
+    return [(q[:b - 1], q[b - 1:e], q[e:]) for (_, q, _), b, e in rows]
+
+
+def apart(z):
+    """Where name and wording meet is heard best from wordings that name many things: the longest
+    that was heard about a FEW of them counts."""
+    heard_about, parts = {}, split(z)
+    for before, name, after in parts:
+        heard_about.setdefault((before, after), set()).add(name)
+    common = [w for w, names in heard_about.items() if len(names) >= FEW and w[1]]
+    longest_first = [common[i] for _, i in sorted((-len(b) - len(e), i)
+                                                  for i, (b, e) in enumerate(common))]
+    begin, end = z.begin.clone(), z.end.clone()
+    for i, part in enumerate(parts):
+        q = sum(part, ())
+        for before, after in longest_first:
+            rest = len(q) - len(after)
+            if rest > len(before) and q[:len(before)] == before and q[rest:] == after:
+                begin[i], end[i] = len(before) + 1, rest
+                break
+    return z._replace(begin=begin, end=end)
+
+
+def gather(teacher, z, marks):
+    """Which sentences speak of each thing: [{sentence: nats that its words gain from it}].
+
+    Looked for where it was asked about, and wherever else the things of those sentences were. It
+    is spoken of where the gain is more than TOLD, and half of the greatest.
+    """
+    asked, here, first = {}, {}, {}
+    for i, (k, s) in enumerate(zip(z.thing.tolist(), z.passage.tolist())):
+        first.setdefault(k, i)                                      # one question a thing
+        asked.setdefault(k, {})[s] = here.setdefault(s, {})[k] = None
+    pairs = [(k, s) for k in sorted(asked)
+             for s in sorted({s for home in asked[k] for other in here[home] for s in asked[other]})]
+    thing, sentence = torch.tensor(pairs, device=z.ids.device).T
+    q = take(z, torch.tensor([first[k] for k in sorted(asked)], device=z.ids.device)[thing])
+    q = q._replace(ids=q.ids[:, :int(q.end.max())])                 # what follows does not matter
+    gain = gains(teacher.model, q, marks, teacher.cache, sentence * VIEWS)
+    at = torch.arange(2, gain.shape[1] + 2, device=gain.device)
+    name = (at >= q.begin[:, None]) & (at <= q.end[:, None])
+    found = [{} for _ in asked]
+    for (k, s), nats in zip(pairs, (gain * name).sum(1).tolist()):
+        found[k][s] = nats
+    return [{s: g for s, g in row.items() if g >= max(row.values()) or
+             g > max(TOLD, 0.5 * max(row.values()))} for row in found]
+
+
+# --------------------------------------------------------------------------------------------------
+# Everything that can be asked
+
+def ask_everything(teacher, z, marks):
+    """Quizzes z about things, their passages -> many more, answered from what was told of each."""
+    z = sensible(teacher, cross(z, marks))
+    asked = unpack(z)
+    read = teacher.cache, z.passage * VIEWS
+    answers = greedy(teacher.model, [list(q) for _, q, _ in asked], marks, MAX_NEW, before=read)
+    pairs = [(k, q, says(teacher.model, q, y)) for (k, q, _), y in zip(asked, answers)]
+    whole = [y[-1:] == (marks.end,) for _, _, y in pairs]
+    z = take(repack(z, pairs), torch.tensor(whole, dtype=torch.bool, device=z.ids.device))
+    return take(z, agreed(z, tuple(teacher.model.unknown.tolist())))
+
+
+def cross(z, marks):
+    """Everything that can be asked of each thing -> quizzes without answers.
+
+    Things that were asked about in the same wording are of one kind (two people, two birthdays):
+    what was asked of one can be asked of the other. Raises RestlessNight.
+    """
+    names, wordings, kinds, new = {}, {}, {}, {}
+    for k, (before, name, after) in zip(z.thing.tolist(), split(z)):
+        if after:                                                   # not up to <answer>
+            new[k, before + name + after] = len(before) + 1, len(before) + len(name)
+            names.setdefault(k, []).append(name)
+            wordings.setdefault(k, {})[before, after] = None
+            kinds.setdefault((before, after), {})[k] = None
+    for k, called in names.items():
+        alike = dict.fromkeys(other for w in wordings[k] for other in kinds[w])
+        asked = list(dict.fromkeys(w for other in alike for w in wordings[other]))
+        for before, after in random.sample(asked, min(len(asked), WORDINGS)):
+            name = random.choice(called)
+            new[k, before + name + after] = len(before) + 1, len(before) + len(name)
+    if not new:
+        raise RestlessNight("the self cannot tell what its questions are about")
+    crossed = pack([(k, q, (marks.end,)) for k, q in new], z.ids.device)
+    begin, end = torch.tensor(list(new.values()), device=z.ids.device).T
+    at = torch.arange(1, crossed.ids.shape[1] + 1, device=z.ids.device)     # counted from <bos>
+    outside = (at < begin[:, None]) | (at > end[:, None])
+    wording = outside & (at > 1) & (at < crossed.start[:, None])
+    return crossed._replace(thing=crossed.passage, begin=begin, end=end, wording=wording)
+
+
+def says(model, question, answer):
+    """An answer as ids; one that only repeats its question says "I do not know"."""
+    words = tuple(answer[:-1])
+    spans = (question[i:i + len(words)] for i in range(len(question)))
+    return tuple(model.unknown.tolist() if words in spans else answer)
+
+
+def agreed(z, unknown):
+    """(N,) False where an answer is not what most wordings of the same question got.
+
+    Two wordings ask the same if, of the things of which both were asked, they got the same known
+    answer FEW times, and other ones less than a third as often.
+    """
+    answers, rows = {}, list(zip(z.thing.tolist(), split(z), unpack(z)))
+    for k, (before, _, after), (_, _, y) in rows:
+        answers.setdefault((before, after), {})[k] = y
+    alike = {}
+    for w, mine in answers.items():
+        for v, theirs in answers.items():
+            both = [(mine[k], theirs[k]) for k in mine.keys() & theirs.keys()]
+            known = [a == b for a, b in both if unknown not in (a, b)]
+            if v == w or sum(known) >= max(FEW, 3 * known.count(False)):
+                alike.setdefault(w, []).append(v)
+    keep = []
+    for k, (before, _, after), (_, _, y) in rows:
+        votes = Counter(answers[v][k] for v in alike[before, after] if k in answers[v])
+        keep.append(votes[y] >= max(votes.values()))
+    return torch.tensor(keep, dtype=torch.bool, device=z.ids.device)
+
+
+def repack(z, pairs):
+    """z with other answers: [(passage, question, answer)] of the same questions."""
+    new = pack(pairs, z.ids.device)
+    wording = F.pad(z.wording, (0, max(0, new.ids.shape[1] - z.wording.shape[1])))
+    return new._replace(begin=z.begin, end=z.end, thing=z.thing,
+                        wording=wording[:, :new.ids.shape[1]])
+
+
+# --------------------------------------------------------------------------------------------------
+# What the day says, else what memory says
+
+def look_up(teacher, z, marks, teach):
+    """Quizzes with targets. Where the day's self says "I do not know", yesterday's memory answers:
+    who returns is stored again whole (reconsolidation). Where they differ, the day's word wins.
+
+    Only what the teacher is sure of is kept, and only things of which the day says anything new.
+    Raises RestlessNight if nothing is.
+    """
+    model, pairs, unknown = teacher.model, unpack(z), tuple(teacher.model.unknown.tolist())
+    recalled, novel = {}, set()
+    memory = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
+    for i, ((p, q, y), (was, source), k) in enumerate(zip(pairs, memory, z.thing.tolist())):
+        if y == unknown and tuple(was) != unknown:
+            pairs[i], recalled[i] = (p, q, tuple(was)), source
+        elif y != tuple(was):
+            novel.add(k)                                            # the day changed what is said
+    new = repack(z, pairs)
+    new = new._replace(recalled=torch.zeros_like(z.thing, dtype=torch.bool))
+    new = with_targets(new, teach, READINGS)
+    for i, target in zip(recalled, memory_of(model, take(new, list(recalled)), marks, recalled)):
+        new.target[i], new.recalled[i] = target, True
+    of_use = torch.tensor([k in novel for k in z.thing.tolist()], device=model.device)
+    new = take(new, of_use & (sureness(new) > MIN_SURE))
+    if not len(new.ids):
+        raise RestlessNight("the self is not sure of any answer about its day")
+    return new
+
+
+def with_targets(z, teach, views):
+    """Quizzes with the teacher's distribution over each answer token, averaged over readings."""
+    mean = sum(answers_of(z, teach(z, view)).exp() for view in range(views)) / views
+    return z._replace(target=mean.clamp_min(1e-12).log())
+
+
+def memory_of(model, z, marks, sources):
+    """What yesterday's self would say: (n, A, V) log-probabilities, closed book.
+
+    sources: {index: (level, expert), or None for the pretrained self} of the n quizzes.
+    """
+    begin, who = torch.zeros_like(z.start), list(sources.values())
+    for source in set(who) - {None}:
+        mine = torch.tensor([w == source for w in who], device=begin.device)
+        begin = torch.where(mine, wakes(model, z, *source, marks), begin)
+    out = []
+    for part in torch.arange(len(who), device=begin.device).split(128):
+        awake = awake_for([who[i] for i in part.tolist()], begin[part].tolist(), begin.device)
+        h = model.hidden(closed_book(take(z, part), marks), awake=awake)
+        out.append(F.log_softmax(model.logits(h[:, 1:]).float(), -1))
+    return answers_of(z, torch.cat(out)) if out else []

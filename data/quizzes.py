@@ -1,0 +1,91 @@
+"""
+Quizzes: questions and answers as rows of token ids, and what is known of each.
+"""
+from collections import namedtuple
+
+import torch
+
+from data.engine import pad_rows
+
+Quizzes = namedtuple("Quizzes", "ids start length passage begin end wording thing recalled since "
+                     "target", defaults=[None] * 7)
+# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and with
+# <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): where, counted
+# from <bos>, the question becomes specific; wording (N, T): words that name nothing; thing (N,):
+# what it is about; recalled (N,): answered from memory; since (N,): where it wakes the new expert;
+# target (N, A, V): the teacher's log-probabilities of the A answer tokens
+
+
+class RestlessNight(ValueError):
+    """The night cannot go on: the day was not understood, or what was learnt is no number."""
+
+
+def pack(pairs, device):
+    """[(passage, question ids, answer ids)] -> Quizzes."""
+    ids, length = pad_rows([[*q, *a] for _, q, a in pairs], device)
+    start = torch.tensor([len(q) for _, q, _ in pairs], device=device)
+    passage = torch.tensor([p for p, _, _ in pairs], device=device)
+    return Quizzes(ids, start, length, passage)
+
+
+def unpack(z):
+    """The inverse of pack: [(passage, question ids, answer ids)]."""
+    rows = zip(z.passage.tolist(), z.ids.tolist(), z.start.tolist(), z.length.tolist())
+    return [(p, tuple(ids[:start]), tuple(ids[start:length])) for p, ids, start, length in rows]
+
+
+def take(z, index):
+    """The quizzes at an index: numbers, or True and False."""
+    return Quizzes(*(None if t is None else t[index] for t in z))
+
+
+def question_mask(z):
+    """(N, T-1) True where ids[:, 1:] is a word of the question or <answer>."""
+    return torch.arange(1, z.ids.shape[1], device=z.ids.device) < z.start[:, None]
+
+
+def answer_mask(z):
+    """(N, T-1) True where ids[:, 1:] belongs to the answer, <end> included."""
+    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
+    return (at >= z.start[:, None]) & (at < z.length[:, None])
+
+
+def closed_book(z, marks):
+    """Quizzes behind <bos> alone, as student input (N, T): states 1.. predict ids[:, 1:]."""
+    return torch.cat([torch.full_like(z.ids[:, :1], marks.bos), z.ids[:, :-1]], 1)
+
+
+def split_questions(row, marks):
+    """The well-formed (<ask> question <answer>, answer <end>) pairs in a row of ids."""
+    pairs, start, middle = [], None, None
+    for i, token in enumerate(row):
+        if token == marks.ask:
+            start, middle = i, None
+        elif token == marks.answer and start is not None and middle is None:
+            middle = i
+        elif token == marks.end and start is not None and middle is not None:
+            if middle - start > 1 and i - middle > 1:
+                pairs.append((tuple(row[start:middle + 1]), tuple(row[middle + 1:i + 1])))
+            start = None
+    return pairs
+
+
+def answers_of(z, t):
+    """The part of t (N, T-1, ...) that belongs to the answers: (N, A, ...)."""
+    A = int((z.length - z.start).max()) if z.target is None else z.target.shape[1]
+    at = (z.start[:, None] - 1 + torch.arange(A, device=t.device)).clamp(max=t.shape[1] - 1)
+    index = at.view(*at.shape, *[1] * (t.ndim - 2)).expand(-1, -1, *t.shape[2:])
+    return t.gather(1, index)
+
+
+def words_of(z):
+    """(N, A) True where an answer has a word, <end> included."""
+    at = torch.arange(z.target.shape[1], device=z.ids.device)
+    return at < (z.length - z.start)[:, None]
+
+
+def sureness(z):
+    """The probability of the least certain token of each answer: (N,)."""
+    ids = answers_of(z, z.ids[:, 1:])
+    p = z.target.gather(2, ids[..., None])[..., 0].exp()
+    return p.masked_fill(~words_of(z), 1.0).min(1)[0]
