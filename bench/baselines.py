@@ -15,6 +15,7 @@ by Muon), and three tries of the learning rate (ewc, lwf: two more of their weig
 equal, its docstring says.
 """
 import random
+from collections import namedtuple
 from types import SimpleNamespace
 
 import torch
@@ -26,15 +27,18 @@ from torch.nn.utils import parametrize
 
 import dream
 import seed
+from data.asking import ask_everything, look_up, one_by_one, screen, thing_by_thing
 from data.engine import generate, pad_rows
-from data.gate import greedy, heard, states, things_of
+from data.gate import greedy, states
 from data.kernels import levenshtein
-from dream import VIEWS, answer_mask, closed_book, question_mask, take
+from data.quizzes import answer_mask, closed_book, pack, question_mask, take, unpack
+from dream import VIEWS
 from model import FAST, clone
 
 DOCUMENTS, DREAMS = 6, 320          # as in sleep: documents of questions a view; dreams of the old
 BATCH, REPLAYED = 32, 4             # quizzes, and replayed documents, a step
 ASKED, READ = 0.3, 0.05             # weight of the words of a question, of a passage; an answer: 1
+Day = namedtuple("Day", "passages study", defaults=[()])    # as in data/text.py
 PLAIN = SimpleNamespace(imitate=0, divergence="reverse")
 
 
@@ -101,15 +105,18 @@ def text_loss(model, passages, marks):
 def ask_itself(model, passages, marks, writer=False):
     """The first half of seed.night: the self that holds the day asks itself about it.
 
-    Returns the teacher, what it dreamt [(passage, question, answer)], and the quizzes z that sleep
-    would learn. Raises seed.RestlessNight if there are none.
+    Returns the teacher and what it dreamt, [(passage, question, answer)], passages being things
+    (data/asking.py), and the quizzes z that sleep would learn. Raises seed.RestlessNight if there
+    are none.
     """
-    teacher = seed.hold(model, SimpleNamespace(passages=passages, study=[]), marks)
+    day = Day(passages)
+    teacher = seed.hold(model, one_by_one(day), marks)
+    z = screen(teacher, dream.write(teacher, marks, DOCUMENTS, writer), marks)
+    z, things, home = thing_by_thing(teacher, z, day, marks)
+    teacher = seed.hold(model, things, marks)._replace(home=home)
     dreamt = dream.write(teacher, marks, DOCUMENTS, writer)
-    z = seed.screen(teacher, dreamt, marks)
-    z = seed.screen(teacher, dreamt + seed.cross(teacher, z, marks), marks)
-    z = z._replace(thing=things_of(heard(model, z, marks) @ model.metric.T))
-    z = seed.look_up(teacher, z, marks)._replace(since=None)
+    z = ask_everything(teacher, z, marks)
+    z = look_up(teacher, z, marks, seed.reader(teacher))._replace(since=None)
     return SimpleNamespace(teacher=teacher, dreamt=dreamt, z=z)
 
 
@@ -229,15 +236,15 @@ def replay(model, passages, marks, memory, tokens, lr):
     """
     asked = ask_itself(model, passages, marks)
     past, texts = memory.setdefault("quizzes", []), memory.setdefault("texts", [])
-    old = dream.pack(past, model.device) if past else None
+    old = pack(past, model.device) if past else None
     bank = documents(memory["pretraining"] + texts, marks, model.device)
 
     def loss():
         total = quiz_loss(model, draw(asked.z), marks) + document_loss(model, bank)
         return total + quiz_loss(model, draw(old, 16), marks) if old else total
     log = learn(model, everything(model), loss, tokens, lr)
-    past.extend(dream.unpack(asked.z))
-    texts.extend(asked.teacher.readings[::VIEWS])
+    past.extend(unpack(asked.z))
+    texts.extend([marks.bos, *(t for s in passage for t in s)] for passage in passages)
     return log
 
 
@@ -297,7 +304,7 @@ def lwf(model, passages, marks, memory, tokens, lr, weight):
     """Learning without forgetting (arXiv 1606.09282): qa + weight * KL(old self || new self) on the
     new input, the only input there is: passages, each followed by quizzes about it."""
     asked, chains = ask_itself(model, passages, marks), {}
-    for p, q, y in dream.unpack(asked.z):
+    for p, q, y in unpack(asked.z):
         chains.setdefault(p, []).append([*q, *y])
     rows = [asked.teacher.readings[p * VIEWS + v] +
             [t for pair in random.sample(chain, min(3, len(chain))) for t in pair]
@@ -327,7 +334,7 @@ def seal(model, passages, marks, memory, tokens, lr):
     asked = ask_itself(model, passages, marks, writer=True)
     teacher = asked.teacher
     longest = sorted(len(q) + len(y) for _, q, y in asked.dreamt)[int(0.97 * len(asked.dreamt))]
-    pool = dream.pack([t for t in asked.dreamt if len(t[1]) + len(t[2]) <= longest], model.device)
+    pool = pack([t for t in asked.dreamt if len(t[1]) + len(t[2]) <= longest], model.device)
     log = learn_low_rank(model, lambda: quiz_loss(model, draw(pool), marks), tokens, lr)
     found = dream.learn_to_dream(model, teacher.model, seed.some(pool, dream.POOL),
                                  seed.some(asked.z, 32), teacher, marks,
@@ -356,12 +363,12 @@ def grpo_loss(model, old, z, marks, group, beta):
     update a sample: the ratio is 1 (its gradient that of log p) and the clip does nothing. Returns
     (loss, mean reward).
     """
-    many = [row for row in dream.unpack(z) for _ in range(group)]
+    many = [row for row in unpack(z) for _ in range(group)]
     ys = generate(model, [[marks.bos, *q] for _, q, _ in many[::group]], 12, n=group,
                   stop=[marks.end])
     (a, len_a), (b, len_b) = (pad_rows(rows, model.device) for rows in (ys, [y for *_, y in many]))
     reward = 1 - levenshtein(a, b, len_a, len_b).float() / torch.maximum(len_a, len_b)
-    y = dream.pack([(p, q, tuple(row)) for (p, q, _), row in zip(many, ys)], model.device)
+    y = pack([(p, q, tuple(row)) for (p, q, _), row in zip(many, ys)], model.device)
     log_p = said(model, y, marks)
     with torch.no_grad():
         gap = said(old, y, marks) - log_p
@@ -439,9 +446,9 @@ def inca(model, passages, marks, memory, tokens):
     """
     asked = ask_itself(model, passages, marks)
     for p, passage in enumerate(passages):
-        quizzes = [list(q[1:-1]) for i, q, _ in dream.unpack(asked.z) if i == p]
+        quizzes = [list(q[1:-1]) for k, q, _ in unpack(asked.z) if p in asked.teacher.home[k]]
         add_class(memory, features(model, passage + quizzes))
-        memory.setdefault("texts", []).append(asked.teacher.readings[p * VIEWS])
+        memory.setdefault("texts", []).append([marks.bos, *(t for s in passage for t in s)])
     return {"passages": len(memory["texts"])}
 
 
@@ -485,8 +492,8 @@ def joint(model, days, marks, memory, tokens, lr):
     """Joint training, the upper bound. SEES ALL DAYS AT ONCE and 320 documents of pretraining; the
     tokens of as many nights."""
     old = clone(model)
-    pairs = [t for day in days for t in dream.unpack(ask_itself(old, day, marks).z)]
-    z, bank = dream.pack(pairs, model.device), documents(memory["pretraining"], marks, model.device)
+    pairs = [t for day in days for t in unpack(ask_itself(old, day, marks).z)]
+    z, bank = pack(pairs, model.device), documents(memory["pretraining"], marks, model.device)
 
     def loss():
         return quiz_loss(model, draw(z), marks) + document_loss(model, bank)

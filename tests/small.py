@@ -38,7 +38,7 @@ def plain(dtype=torch.float64, **options):
 def expand(model, level, n, loudness=0.3):
     """n settled experts with random weights."""
     model.unlock(level, n=n)
-    for block in model.blocks:
+    for block in model.remembering():
         live = block.levels[level]
         live.A_live.data = 0.3 * torch.randn_like(live.A_live)
         live.B_live.data = loudness * torch.randn_like(live.B_live)

@@ -14,8 +14,9 @@ import seed
 import sleep
 from bench import baselines as B
 from bench import knowledge as K
-from data import flags, gate, text
+from data import asking, flags, gate, text
 from data import world as W
+from data.quizzes import pack
 from model import GPT
 from tests.small import MARKS, V, little, same_state
 
@@ -37,7 +38,7 @@ def asked(monkeypatch):
     def ask_itself(model, passages, marks, writer=False):
         day = SimpleNamespace(passages=passages, study=[])
         teacher = seed.hold(model, day, marks)
-        z = seed.with_targets(dream.pack(PAIRS, "cpu"), seed.reader(teacher), 1)
+        z = asking.with_targets(pack(PAIRS, "cpu"), seed.reader(teacher), 1)
         z = z._replace(recalled=torch.zeros(4, dtype=torch.bool))
         return SimpleNamespace(teacher=teacher, dreamt=PAIRS, z=z)
     monkeypatch.setattr(B, "ask_itself", ask_itself)
@@ -125,7 +126,7 @@ def test_grpo_has_the_gradient_of_reinforce_with_group_advantages(monkeypatch):
     """At beta 0 and with ratio 1: -1/N sum A/|y| grad log p(y)."""
     base = toy()
     model = copy.deepcopy(base).requires_grad_(True)
-    z = dream.pack(PAIRS[::2], "cpu")
+    z = pack(PAIRS[::2], "cpu")
     said = [[11, 12, 3], [11, 3], [22, 3], [21, 22, 3]]
     monkeypatch.setattr(B, "generate", lambda *a, **k: said)
     loss, reward = B.grpo_loss(model, base, z, MARKS, group=2, beta=0.0)

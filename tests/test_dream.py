@@ -8,6 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 import dream
 import seed
+from data.quizzes import (answer_mask, closed_book, pack, question_mask, split_questions, take,
+                          unpack)
 from data.text import Day
 from model import FAST, TRIAL
 from tests.small import MARKS, V, close, expand, little, same_state
@@ -18,7 +20,7 @@ fuzz = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def packed(pairs=QUIZZES):
-    return dream.pack(pairs, "cpu")
+    return pack(pairs, "cpu")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -26,7 +28,7 @@ def packed(pairs=QUIZZES):
 
 def test_split_questions_takes_only_well_formed_pairs():
     row = [1, 9, 8, 2, 7, 3, 1, 2, 7, 3, 1, 9, 2, 3, 5, 2, 7, 3, 1, 9, 1, 8, 2, 6, 3, 1, 9]
-    assert dream.split_questions(row, MARKS) == [((1, 9, 8, 2), (7, 3)), ((1, 8, 2), (6, 3))]
+    assert split_questions(row, MARKS) == [((1, 9, 8, 2), (7, 3)), ((1, 8, 2), (6, 3))]
 
 
 def written_out(pairs):
@@ -41,8 +43,8 @@ PAIRS = st.tuples(WORDS, WORDS).map(lambda p: ((1, *p[0], 2), (*p[1], 3)))
 @fuzz
 @given(st.lists(PAIRS, max_size=6), st.lists(st.integers(0, 9), max_size=40))
 def test_what_is_well_formed_is_found_whatever_stands_around_it(pairs, noise):
-    assert dream.split_questions(written_out(pairs), MARKS) == pairs
-    for q, a in dream.split_questions(noise, MARKS):
+    assert split_questions(written_out(pairs), MARKS) == pairs
+    for q, a in split_questions(noise, MARKS):
         assert q[0] == 1 and q[-1] == 2 and a[-1] == 3 and len(q) > 2 and len(a) > 1
         assert not {1, 2, 3} & {*q[1:-1]} - {3} and 3 not in a[:-1]
 
@@ -52,10 +54,10 @@ def test_what_is_well_formed_is_found_whatever_stands_around_it(pairs, noise):
 def test_unpack_is_the_inverse_of_pack(pairs):
     pairs = [(p, q, a) for p, (q, a) in pairs]
     z = packed(pairs)
-    assert dream.unpack(z) == pairs
+    assert unpack(z) == pairs
     some = list(range(0, len(pairs), 2))
-    assert dream.unpack(dream.take(z, some)) == [pairs[i] for i in some]
-    assert dream.unpack(dream.take(z, torch.tensor([i % 2 == 0 for i in range(len(pairs))]))) == \
+    assert unpack(take(z, some)) == [pairs[i] for i in some]
+    assert unpack(take(z, torch.tensor([i % 2 == 0 for i in range(len(pairs))]))) == \
         [pairs[i] for i in some]
 
 
@@ -63,9 +65,9 @@ def test_masks_are_exactly_the_questions_and_the_answers():
     z = packed(QUIZZES[:2])
     assert z.ids.tolist() == [[1, 9, 8, 2, 7, 3], [1, 9, 2, 6, 5, 3]]
     # over ids[:, 1:]: the given <ask> is no word of the question, padding none of the answer
-    assert dream.question_mask(z).long().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
-    assert dream.answer_mask(z).long().tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
-    assert dream.closed_book(z, MARKS).tolist() == [[0, 1, 9, 8, 2, 7], [0, 1, 9, 2, 6, 5]]
+    assert question_mask(z).long().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+    assert answer_mask(z).long().tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert closed_book(z, MARKS).tolist() == [[0, 1, 9, 8, 2, 7], [0, 1, 9, 2, 6, 5]]
 
 
 def test_views_shuffle_sentences_and_lose_nothing():
@@ -143,7 +145,7 @@ def test_gradients_of_all_dreams_at_once_are_those_of_each_alone():
     before = copy.deepcopy(model)
     together = dream.gradients(model, z, MARKS, torch.arange(4))
     for i in range(4):
-        alone = dream.gradients(model, dream.take(z, [i]), MARKS, torch.zeros(1, dtype=torch.long))
+        alone = dream.gradients(model, take(z, [i]), MARKS, torch.zeros(1, dtype=torch.long))
         close(together[i], alone[0], 1e-6)
     mean = dream.gradients(model, z, MARKS, torch.zeros(4, dtype=torch.long))
     close(mean[0], together.mean(0), 1e-6)
@@ -153,11 +155,11 @@ def test_gradients_of_all_dreams_at_once_are_those_of_each_alone():
 
 
 def test_the_gradient_is_that_of_the_loss():
-    """Against finite differences of B of the first block."""
+    """Against finite differences of B of the first block that remembers."""
     model, z = little().double(), packed(QUIZZES[:1])
     grad = dream.gradients(model, z, MARKS, torch.zeros(1, dtype=torch.long))[0]
     model.unlock(TRIAL)
-    awake, B = dream.copies(torch.zeros(1, dtype=torch.long)), model.blocks[0].levels[TRIAL].B_live
+    awake, B = dream.copies(torch.zeros(1, dtype=torch.long)), model.remembering()[0].levels[TRIAL].B_live
     for at in (0, 17, 40):
         losses = []
         for step in (1e-4, -1e-4):                          # the logits are rounded to float32
@@ -169,7 +171,7 @@ def test_the_gradient_is_that_of_the_loss():
 
 def test_a_dream_like_the_quiz_has_cosine_one_and_select_switches_work():
     model, z = little(), packed()
-    quiz = dream.take(z, [2])
+    quiz = take(z, [2])
     cosine = dream.importance(model, z, quiz, MARKS, "cosine")
     assert cosine.argmax() == 2 and abs(float(cosine[2]) - 1) < 1e-5
     norm = dream.importance(model, z, quiz, MARKS, "norm")
@@ -209,10 +211,10 @@ def test_a_lie_is_chosen_last():
     lp = torch.full((4, z.ids.shape[1] - 1, V), -0.1)
     lp[2] = -9.0
     for _ in range(3):
-        got = dream.choose_dreams(model, z, dream.take(z, [2]), MARKS, lambda y: lp, "cosine", 3, 0)
-        assert QUIZZES[2] not in dream.unpack(got)
+        got = dream.choose_dreams(model, z, take(z, [2]), MARKS, lambda y: lp, "cosine", 3, 0)
+        assert QUIZZES[2] not in unpack(got)
     norm = dream.choose_dreams(model, z, z, MARKS, None, "norm", 4, 0)
-    assert sorted(dream.unpack(norm)) == sorted(QUIZZES)
+    assert sorted(unpack(norm)) == sorted(QUIZZES)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -222,10 +224,10 @@ def test_a_lie_is_chosen_last():
 def test_trials_are_isolated_copies(writer):
     """A dream's gain does not depend on which others are tried, and the self does not change."""
     model, z = expand(little(), TRIAL, writer), packed()
-    before, quiz = copy.deepcopy(model), dream.take(z, [0])
+    before, quiz = copy.deepcopy(model), take(z, [0])
     together = dream.trials(model, z, quiz, MARKS)
     for i in range(4):
-        alone = dream.trials(model, dream.take(z, [i]), quiz, MARKS)
+        alone = dream.trials(model, take(z, [i]), quiz, MARKS)
         close(alone[0], together[i], 1e-4)
     assert together.argmax() == 0 and together[0] > 0       # the quiz itself prepares best for it
     assert same_state(model, before) and model.n_experts(TRIAL) == writer
@@ -256,7 +258,7 @@ def test_a_round_of_dreaming_leaves_the_self_without_its_day_alone(writer):
     cold = copy.deepcopy(model)
     readings = [[0, 11, 12]] * dream.VIEWS + [[0, 21, 22]] * dream.VIEWS
     lp = torch.full((4, z.ids.shape[1] - 1, V), -0.1)
-    teacher = dream.Teacher(copy.deepcopy(model), readings, None, None, {})
+    teacher = dream.Teacher(copy.deepcopy(model), readings, None, None, {}, None)
     log = dream.learn_to_dream(model, cold, z, z, teacher, MARKS, lambda y: lp[:len(y.ids)],
                                "cosine", writer)
     assert same_state(cold, little()) and log["chosen"] == log["pool"] == 4

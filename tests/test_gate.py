@@ -9,6 +9,7 @@ import dream
 from data import gate
 from data.engine import generate, pad_rows, prefill
 from data.gate import answer, listen, remember
+from data.quizzes import pack, unpack
 from model import FAST, SLOW
 from tests.small import MARKS, V, close, lively, little, plain
 
@@ -30,7 +31,7 @@ def bare(*things):
 
 def heard(model, *rows):
     ids, lengths = pad_rows(rows)
-    since, owners = listen(model, ids, lengths)
+    since, _, _, owners = listen(model, ids, lengths)
     return since.tolist(), [tuple(o) for o in owners.tolist()]
 
 
@@ -80,7 +81,7 @@ def test_infinite_reach_is_always_awake_and_padding_never_fires():
 
 def test_wakes_counts_from_bos_and_hears_the_question_alone():
     model = bare((11, 0.5, FAST, 0), (30, 0.5, FAST, 1))
-    z = dream.pack([(0, (1, 10, 11, 12, 2), (30, 3)), (0, (1, 11, 2), (5, 3)),
+    z = pack([(0, (1, 10, 11, 12, 2), (30, 3)), (0, (1, 11, 2), (5, 3)),
                     (0, (1, 5, 2), (11, 3))],
                    "cpu")
     assert gate.wakes(model, z, FAST, 0, MARKS).tolist() == [3, 2, -1]
@@ -108,17 +109,40 @@ def speaking(monkeypatch, says):
     return calls
 
 
-def test_the_memory_whose_thing_ends_last_answers_if_it_knows(monkeypatch):
+def test_only_the_memory_whose_thing_ends_last_is_asked(monkeypatch):
+    """If it does not know, a part of the name that ends sooner does not speak for the whole."""
     model = bare((11, 0.5, FAST, 1), (12, 0.5, FAST, 0), (10, 0.5, SLOW, 0))
     knows = {(FAST, 0): [21, 3], (FAST, 1): [22, 3], (SLOW, 0): [23, 3], None: [24, 3]}
-    turns = list(knows)
-    for n, want in enumerate(turns):                        # the n before it do not know
-        calls = speaking(monkeypatch, lambda who, _: SHRUG if who in turns[:n] else knows[who])
+    for n, want in enumerate([(FAST, 0), None]):            # the n before it do not know
+        calls = speaking(monkeypatch, lambda who, _: SHRUG if n and who else knows[who])
         assert remember(model, MARKS, [ASK]) == [(knows[want], want)]
-        assert len(calls) == n + 1
-    # awake from where the question comes near its thing, <bos> counted
-    assert [who for who, _ in calls] == [(FAST, 0, 4), (FAST, 1, 3), (SLOW, 0, 2), None]
+        # awake from where the question comes near its thing, <bos> counted
+        assert [who for who, _ in calls] == [(FAST, 0, 4), None][:n + 1]
     assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
+
+
+def test_which_memories_one_question_means_by_hand():
+    """(since, thing, far) of each memory, the oldest first; things 0 and 1 are the same, 2 is not."""
+    alike = [[True, True, False], [True, True, False], [False, False, True]]
+
+    def called(*woken):
+        return gate.called(*(list(row) for row in zip(*woken)), alike)
+    never = (-1, -1, 0.0)
+    assert gate.called([], [], [], alike) == [] == called(never, never)
+    assert called((3, 0, 0.9), (5, 2, 0.9), never) == [(5, 1)]          # the last end wins
+    assert called((5, 0, 0.1), (5, 2, 0.9)) == [(5, 0)]                 # the nearest thing
+    assert called((5, 0, 0.9), (5, 2, 0.1)) == [(5, 1)]
+    assert called((5, 0, 0.9), (5, 2, 0.5), (5, 1, 0.1)) == [(5, 0), (5, 2)]    # two nights of one
+    assert called((0, -1, 0.0), never) == [(0, 0)]                      # always awake
+    assert called((0, -1, 0.0), (4, 2, 0.5)) == [(4, 1)]
+    assert called((0, -1, 0.0), (0, -1, 0.0)) == [(0, 0), (0, 1)]
+
+
+def test_of_different_things_that_end_there_the_nearest_is_meant(monkeypatch):
+    model = bare((12, 4.0, FAST, 0), (20, 4.0, FAST, 1))    # every token is within reach
+    calls = speaking(monkeypatch, lambda who, _: SHRUG if who else [24, 3])
+    assert remember(model, MARKS, [[1, 10, 12], [1, 10, 20]]) == [([24, 3], None)] * 2
+    assert [who for who, _ in calls] == [(FAST, 0, 3), (FAST, 1, 3), None, None]
 
 
 def test_of_memories_of_one_thing_the_newest_is_asked_first(monkeypatch):
@@ -135,7 +159,7 @@ def test_each_question_has_its_own_memory(monkeypatch):
     says = {(FAST, 0): [21, 3], (FAST, 1): SHRUG, None: [24, 3]}
     speaking(monkeypatch, lambda who, prompt: says[who])
     assert remember(model, MARKS, asked) == [([24, 3], None), ([24, 3], None), ([21, 3], (FAST, 0)),
-                                             ([21, 3], (FAST, 0))]
+                                             ([24, 3], None)]
     assert remember(model, MARKS, []) == []
 
 
@@ -203,7 +227,7 @@ def test_greedy_answers_many_questions_in_parts(monkeypatch):
 def test_gains_are_log_ratios_of_the_words_of_questions():
     model, day = little(), [[0, 11, 12, 13], [0, 21, 22]]
     pairs = [(0, (1, 9, 8, 2), (7, 3)), (1, (1, 9, 2), (6, 5, 3))]
-    z = dream.pack(pairs, "cpu")
+    z = pack(pairs, "cpu")
     got = gate.gains(model, z, MARKS, prefill(model, day)[0], z.passage)
     for i, (text, (_, q, a)) in enumerate(zip(day, pairs)):
         def log_p(before):
@@ -214,18 +238,20 @@ def test_gains_are_log_ratios_of_the_words_of_questions():
         assert (got[i, len(q) - 1:] == 0).all()
 
 
-def test_specific_is_where_a_share_of_the_gain_has_come():
+def test_a_thing_stands_where_the_gain_has_come():
+    """From a tenth to MOST of it, and over the tokens right behind that still gain."""
     # <ask> a b c <answer>: gains of a, b, c, <answer>; <ask> itself is token 1, a token 2
-    gain = torch.tensor([[0.0, 3.0, 7.0, 0.0], [5.0, -9.0, 5.0, 0.0], [8.0, 1.0, 1.0, 0.0]])
-    assert gate.specific(gain, 0.1).tolist() == [3, 2, 2]
-    assert gate.specific(gain, 0.9).tolist() == [4, 4, 3]
-    assert gate.specific(gain, 1.0).tolist() == [4, 4, 4]
+    gain = {(0.0, 3.0, 7.0, 0.0): (3, 4), (5.0, -9.0, 5.0, 0.0): (2, 4), (8.0, 1.0, 1.0, 0.0): (2, 2),
+            (0.9, 0.5, 9.0, 0.0): (3, 4),                               # a tenth has not come
+            (20.0, 1.6, 1.6, 0.0): (2, 4), (20.0, 1.0, 1.6, 0.0): (2, 2)}   # SYLLABLE is 1.5
+    begin, end = gate.specific(torch.tensor(list(gain)))
+    assert list(zip(begin.tolist(), end.tolist())) == list(gain.values())
 
 
 def test_what_lies_close_is_one_thing():
     centres = 10 * torch.eye(3, 6)
     which = torch.randint(3, (40,))
-    x = centres[which] + 0.2 * torch.randn(40, 6)
+    x = centres[which] + 0.05 * torch.randn(40, 6)
     thing = gate.things_of(x)
     assert thing.min() == 0 and thing.max() == 2
     same = which[:, None] == which
@@ -275,16 +301,19 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     """min(sqrt(p n), FARTHEST p, 0.9 n), where n is the nearest question that the day does not make
     likelier."""
     model, mean, count = bare(), torch.eye(48)[[10, 11, 12]], torch.tensor([1, 2, 4])
-    z = dream.pack([(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3))], "cpu")
+    z = pack([(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3))], "cpu")
     z = z._replace(thing=torch.tensor([0, 1, 2]))
-    asked = [(1, 20, 2), (1, 21, 2), (1, 22, 2)]
+    asked = [(1, 20, 2), (1, 21, 2), (1, 22, 5, 2)]
     n = torch.tensor([[1.0, 90.0, 60.0], [50.0, 2.5, 70.0], [60.0, 70.0, 0.5]])
-    monkeypatch.setattr(gate, "invent", lambda *a: ([], [(0, q, (3,)) for q in asked]))
-    monkeypatch.setattr(dream, "questions", lambda *a: [])
-    monkeypatch.setattr(gate, "nearest", lambda model, rows, mean: n.clone())
+    model.imagined, _ = pad_rows(asked, pad=-1)
+
+    def nearest(model, rows, mean):
+        assert rows == [[MARKS.bos, *q] for q in asked]
+        return n.clone()
+    monkeypatch.setattr(gate, "nearest", nearest)
     likelier = {20: 0.0, 21: 0.0, 22: 5.0}                  # the last one speaks of its thing
     monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest:
-                        torch.tensor([[likelier[q[1]]] for _, q, _ in dream.unpack(doubt)]))
+                        torch.tensor([[likelier[q[1]]] for _, q, _ in unpack(doubt)]))
     teacher = SimpleNamespace(model=model, cache=None, awake={})
     got = gate.reach(model, mean, count, z, teacher, MARKS)
     p = 1 + 1 / count
@@ -299,11 +328,12 @@ def test_a_self_that_invents_nothing_learns_some_metric(monkeypatch, asked):
     model = little()
     monkeypatch.setattr(gate, "MIN_GAIN", 1e9)
     monkeypatch.setattr(gate, "invent", lambda *a: ([[0, 11]] * len(asked), asked))
+    monkeypatch.setattr(dream, "questions", lambda *a: [(1, 8, 7, 2)] * len(asked))
     gate.learn_to_listen(model, MARKS)
+    assert model.imagined.tolist() == ([[1, 9, 2, -1], [1, 8, 7, 2]] if asked else [])
     assert model.metric.shape[1] == 16 and model.metric.isfinite().all() and len(model.unknown) == 0
     assert remember(model, MARKS, [[1, 9, 2]])[0][1] is None
-    monkeypatch.setattr(dream, "questions", lambda *a: [])
-    z = dream.pack([(0, (1, 9, 2), (7, 3))], "cpu")._replace(thing=torch.tensor([0]))
-    monkeypatch.setattr(gate, "invent", lambda *a: ([], []))
+    z = pack([(0, (1, 9, 2), (7, 3))], "cpu")._replace(thing=torch.tensor([0]))
+    model.imagined = model.imagined[:0]
     reach = gate.reach(model, torch.zeros(1, len(model.metric)), torch.tensor([1]), z, None, MARKS)
     assert reach.tolist() == [gate.FARTHEST * 2]            # nobody is near

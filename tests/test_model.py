@@ -32,7 +32,7 @@ def test_unlock_changes_not_one_bit(make, level, dtype):
     before, loud = model(ids), model(ids, awake=forced)
     assert make is plain or far(before, loud)
     params = model.unlock(level, n=2)
-    assert len(params) == 2 * len(model.blocks) and all(p.requires_grad for p in params)
+    assert len(params) == 2 * len(model.remembering()) and all(p.requires_grad for p in params)
     for _ in "live", "settled":                                    # nor does settling the untouched
         assert torch.equal(model(ids), before) and torch.equal(model(ids, awake=forced), loud)
         for new in (first_new, first_new + 1):
@@ -44,7 +44,7 @@ def test_unlock_changes_not_one_bit(make, level, dtype):
 
 
 def test_copies_begin_alike_and_another_seed_elsewhere():
-    model = plain()
+    model = plain(hears=0)
     model.unlock(TRIAL, n=3, seed=1)
     for block in model.blocks:
         A = block.levels[TRIAL].A_live
@@ -213,7 +213,7 @@ def test_rows_do_not_meet():
 
 def test_an_expert_is_a_low_rank_mlp_beside_the_level():
     """level(x) = MLP(x) + B_e gelu(A_e x), by hand."""
-    level = lively().blocks[0].levels[SLOW]
+    level = lively().blocks[1].levels[SLOW]
     h = torch.randn(2, 3, 48, dtype=torch.float64)
     x = level.norm(h)
     mlp = level.down(F.relu(level.up(x)).square())

@@ -8,8 +8,9 @@ import torch
 
 import dream
 import seed
-from data import flags
+from data import asking, flags
 from data.engine import prefill
+from data.quizzes import answers_of, pack, sureness, unpack
 from data.text import Day
 from dream import Teacher
 from model import FAST, SLOW, clone
@@ -27,16 +28,16 @@ def blank(model):
     """The self that holds nothing, as a Teacher of two passages."""
     readings = [[MARKS.bos]] * 2 * dream.VIEWS
     cache, _ = prefill(model, readings)
-    return Teacher(model, readings, cache, cache, {})
+    return Teacher(model, readings, cache, cache, {}, [{0}, {1}])
 
 
 def quizzes(teacher=None, pairs=QUIZZES):
     """Packed, as after the screen; with the targets of a teacher, if there is one."""
-    z = dream.pack(pairs, "cpu")
+    z = pack(pairs, "cpu")
     z = z._replace(recalled=torch.zeros(len(pairs), dtype=torch.bool),
                    since=torch.full((len(pairs),), 2),
                    wording=torch.zeros_like(z.ids, dtype=torch.bool))
-    return seed.with_targets(z, seed.reader(blank(teacher)), 1) if teacher else z
+    return asking.with_targets(z, seed.reader(blank(teacher)), 1) if teacher else z
 
 
 # --------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_a_reader_says_what_the_whole_text_says():
 
 def test_a_day_too_long_for_the_context_is_studied_awake():
     model = little()
-    documents = [([0, 11, 1, 9, 2, 7, 3], [0.0] * 5 + [1.0] * 2)]
+    documents = [([0, 1, 9, 2, 7, 3], [0.0] * 4 + [1.0] * 2)]
     before = clone(model)
     teacher = seed.hold(model, Day([[[11, 12]]], documents), MARKS)
     assert same_state(model, before)                                # only the teacher has studied
@@ -187,10 +188,10 @@ def test_an_empty_day_and_a_day_that_says_nothing_are_restless():
 
 def test_the_screen_keeps_what_the_day_made_likely(monkeypatch):
     gain = torch.tensor([[2.0, 3.0, 0.0, 0, 0], [0.1, 0.2, 0.0, 0, 0], [0.0, 5.0, 5.0, 0.0, 0]])
-    monkeypatch.setattr(seed, "gains", lambda model, z, *rest: gain[:, :z.ids.shape[1] - 1])
+    monkeypatch.setattr(asking, "gains", lambda model, z, *rest: gain[:, :z.ids.shape[1] - 1])
     pairs = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (1, (1, 4, 5, 2), (8, 3))]
     z = seed.screen(blank(little()), pairs, MARKS)
-    assert dream.unpack(z) == [pairs[0], pairs[2]]
+    assert unpack(z) == [pairs[0], pairs[2]]
     assert z.begin.tolist() == [2, 3] and z.end.tolist() == [3, 4]
     # wording: words of the question that gained nothing, never <ask>, never the answer
     assert z.wording.long().tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
@@ -199,25 +200,25 @@ def test_the_screen_keeps_what_the_day_made_likely(monkeypatch):
 def test_answers_of_is_the_answer_and_nothing_else():
     z = quizzes()
     number = torch.arange(z.ids.shape[1] - 1).expand(len(QUIZZES), -1) * 1.0
-    got = seed.answers_of(z, number)
+    got = answers_of(z, number)
     here = torch.arange(3) < (z.length - z.start)[:, None]
     assert got.shape == (3, 3)
     assert got[0, :2].tolist() == [3, 4] and got[1].tolist() == [2, 3, 4]
     assert got[2, :2].tolist() == [4, 5]
-    words = seed.answers_of(z, z.ids[:, 1:])
+    words = answers_of(z, z.ids[:, 1:])
     assert [row[m].tolist() for row, m in zip(words, here)] == [list(a) for _, _, a in QUIZZES]
-    wide = seed.answers_of(z, number[..., None].expand(-1, -1, 4))
+    wide = answers_of(z, number[..., None].expand(-1, -1, 4))
     assert torch.equal(wide[..., 2], got)
-    assert torch.equal(seed.answers_of(z, number[..., None, None])[..., 0, 0], got)
+    assert torch.equal(answers_of(z, number[..., None, None])[..., 0, 0], got)
 
 
 def test_targets_are_the_mean_over_readings_and_sureness_its_least_word():
     z, n = quizzes(), z_width(quizzes())
     views = [torch.randn(3, n, V).log_softmax(-1) for _ in range(2)]
-    got = seed.with_targets(z, lambda z, view: views[view], 2)
-    want = sum(seed.answers_of(z, v).exp() for v in views) / 2
+    got = asking.with_targets(z, lambda z, view: views[view], 2)
+    want = sum(answers_of(z, v).exp() for v in views) / 2
     close(got.target.exp(), want, 1e-6)
-    sure = seed.sureness(got)
+    sure = sureness(got)
     for i, (_, _, a) in enumerate(QUIZZES):
         close(sure[i], min(want[i, j, t] for j, t in enumerate(a)), 1e-6)
 
@@ -391,7 +392,7 @@ def test_quizzes_answered_from_memory_are_never_rolled_out(monkeypatch):
     seen, real = [], seed.on_policy_loss
 
     def spy(student, z, *rest):
-        seen.extend(dream.unpack(z))
+        seen.extend(unpack(z))
         return real(student, z, *rest)
     monkeypatch.setattr(seed, "on_policy_loss", spy)
     monkeypatch.setattr(seed, "LATE", 0.0)
@@ -492,22 +493,30 @@ def test_known_is_the_probability_of_the_whole_answer():
 
 
 def test_the_look_back_finds_what_was_lost(monkeypatch):
-    """A passage is lost where less than half of its quizzes are answered, or none was asked."""
+    """A passage is lost where no more than half of the quizzes about its things are answered, or
+    none was asked. What memory answered says nothing of it."""
     pairs = [(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3)),
              (1, (1, 6, 2), (8, 3)),
              (1, (1, 5, 2), (9, 3))]
-    day = SimpleNamespace(passages=[0, 1, 2])
+    day, teacher = SimpleNamespace(passages=[0, 1, 2]), SimpleNamespace(home=[{0}, {1}])
+    z = pack(pairs, "cpu")._replace(recalled=torch.zeros(5, dtype=torch.bool))
 
-    def look(says, before=lambda q: [4, 3]):
+    def look(says, before=lambda q: [4, 3], z=z):
         monkeypatch.setattr(seed, "remember", lambda who, marks, asked, n:
                             [((before if who == "cold" else says)(q), None) for q in asked])
-        return seed.look_back("new", "cold", dream.pack(pairs, "cpu"), day, MARKS)
+        return seed.look_back("new", "cold", z, teacher, day, MARKS)
     monkeypatch.setattr(dream, "questions", lambda *a: [(1, 30 + i, 2) for i in range(8)])
     right = {q: list(a) for _, q, a in pairs}
     log = look(lambda q: right.get(q, [4, 3]))
     assert log == {"known": 1.0, "lost": [2], "moved": 0.0}
     log = look(lambda q: right[q] if q[1] in (9, 8, 7) else [4, 3])
     assert log["lost"] == [1, 2] and log["known"] == 3 / 5
+    assert look(lambda q: right[q] if q[1] in (9, 8, 7) else [4, 3],
+                z=z._replace(recalled=torch.tensor([False] * 3 + [True] * 2)))["lost"] == [2]
+    teacher.home = [{0, 2}, {1}]                            # a thing told of in two passages
+    assert look(lambda q: right.get(q, [4, 3]))["lost"] == []
+    with pytest.raises(seed.RestlessNight, match="1 of 5 quizzes"):
+        look(lambda q: right[q] if q[1] == 9 else [4, 3])
     log = look(lambda q: right.get(q, [5, 3] if q[1] == 30 else [4, 3]))
     assert log["moved"] == 1 / 8
     with pytest.raises(seed.RestlessNight, match="has changed"):
