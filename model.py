@@ -55,6 +55,9 @@ class Config:
     listens: str = "name"       # ... at each token; or "text": of a whole text, its words alone
 
 
+GPT2 = dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0)
+
+
 # --------------------------------------------------------------------------------------------------
 # The parts of a block
 

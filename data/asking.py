@@ -110,14 +110,16 @@ def apart(z):
     common = [w for w, names in heard_about.items() if len(names) >= FEW and w[1]]
     longest_first = [common[i] for _, i in sorted((-len(b) - len(e), i)
                                                   for i, (b, e) in enumerate(common))]
-    begin, end = z.begin.clone(), z.end.clone()
-    for i, part in enumerate(parts):
-        q = sum(part, ())
-        for before, after in longest_first:
-            rest = len(q) - len(after)
-            if rest > len(before) and q[:len(before)] == before and q[rest:] == after:
-                begin[i], end[i] = len(before) + 1, rest
+    places = []
+    for before, name, after in parts:
+        q, place = before + name + after, (len(before) + 1, len(before) + len(name))
+        for left, right in longest_first:
+            rest = len(q) - len(right)
+            if rest > len(left) and q[:len(left)] == left and q[rest:] == right:
+                place = len(left) + 1, rest
                 break
+        places.append(place)
+    begin, end = torch.tensor(places, device=z.ids.device).view(-1, 2).T
     return z._replace(begin=begin, end=end)
 
 
@@ -234,6 +236,7 @@ def repack(z, pairs):
 def look_up(teacher, z, marks, teach):
     """Quizzes with targets. Where the day's self says "I do not know", yesterday's memory answers:
     who returns is stored again whole (reconsolidation). Where they differ, the day's word wins.
+    What the self was born knowing is not stored again: it can never be lost.
 
     Only what the teacher is sure of is kept, and only things of which the day says anything new.
     Raises RestlessNight if nothing is.
@@ -242,9 +245,9 @@ def look_up(teacher, z, marks, teach):
     recalled, novel = {}, set()
     memory = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     for i, ((p, q, y), (was, source), k) in enumerate(zip(pairs, memory, z.thing.tolist())):
-        if y == unknown and tuple(was) != unknown:
+        if y == unknown and source is not None and tuple(was) != unknown:
             pairs[i], recalled[i] = (p, q, tuple(was)), source
-        elif y != tuple(was):
+        elif y not in (unknown, tuple(was)):
             novel.add(k)                                            # the day changed what is said
     new = repack(z, pairs)
     new = new._replace(recalled=torch.zeros_like(z.thing, dtype=torch.bool))

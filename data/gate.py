@@ -322,7 +322,7 @@ def about(model, z, marks):
 
 def means(x, thing):
     """The mean of the states x (N, r) of each thing (K, r), and how many there are (K,)."""
-    x = x.float()
+    x, thing = x.float(), thing.to(x.device)
     count = torch.bincount(thing)
     total = torch.zeros(len(count), x.shape[1], device=x.device).index_add(0, thing, x)
     return total / count[:, None], count
@@ -361,7 +361,7 @@ def reach(model, mean, count, z, teacher, marks):
                             for i, j in zip(row.tolist(), k.tolist())], n.device)
         gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,
                      teacher.awake)
-        n[row, k] = torch.where(gain.cumsum(1).amax(1) > MIN_GAIN, torch.inf, n[row, k])
+        n[row, k] = torch.where(gain.sum(1) > MIN_GAIN, torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
 
@@ -407,7 +407,7 @@ def learn_to_listen(model, marks, heard_already=None):
     """
     if model.config.listens == "text":
         x, thing, _ = hear(model, marks, heard_already)
-        fit_metric(model, x, thing, shrink=0.03, inside=None)
+        fit_metric(model, x, thing.to(x.device), shrink=0.03, inside=None)
         return hear_day(model, marks, heard_already, SLOW, -1)
     texts, pairs = invent(model, marks, INVENTED)
     if not pairs:                                                   # it cannot ask at all
@@ -418,8 +418,8 @@ def learn_to_listen(model, marks, heard_already=None):
     z = take(z._replace(end=specific(gain)[1]), gain.sum(1) > MIN_GAIN)
     names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(unpack(z), z.end)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    fit_metric(model, heard(model, z, marks), torch.tensor([number[name] for name in names],
-                                                              dtype=torch.long))
+    thing = torch.tensor([number[name] for name in names], dtype=torch.long, device=model.device)
+    fit_metric(model, heard(model, z, marks), thing)
     imagined = list(dict.fromkeys([q for _, q, _ in pairs[:INVENTED]] +
                                   dream.questions(model, marks, ALSO_ASKED)))
     model.imagined, _ = pad_rows(imagined, model.device, -1)
@@ -433,7 +433,7 @@ def learn_to_listen(model, marks, heard_already=None):
 def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
     """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,), or
     (inside None) with a covariance of 1."""
-    mean, count = means(x, thing.to(x.device))
+    mean, count = means(x, thing)
     n = count[thing].float()[:, None]
     apart = ((x - mean[thing]) * (n / (n - 1).clamp(min=1)).sqrt())[n[:, 0] > 1]
     S = torch.eye(x.shape[1], device=x.device)
