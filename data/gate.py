@@ -187,8 +187,9 @@ def judge(model, marks, asked, trust=TRUST):
         at = torch.arange(1, ids.shape[1], device=ids.device)
         word = (at > 1) & (at < length[:, None])                    # of the text, and of the name
         log_p = torch.zeros(word.shape, device=ids.device)
-        log_p[word] = model.logits(h[word]).float().log_softmax(-1).gather(
-            1, ids[:, 1:][word][:, None])[:, 0]
+        logits = model.logits(h[word]).float()
+        said_ = logits.gather(1, ids[:, 1:][word][:, None])[:, 0]
+        log_p[word] = said_ - logits.logsumexp(-1)
         sure = trust[0] * prior + trust[1] * log_p.sum(1).view_as(prior)
         best = sure.argmax(1, keepdim=True)
         for i, k in zip(some, thing.gather(1, best)[:, 0].tolist()):

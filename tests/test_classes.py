@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import dream
 import seed
 from bench import class_incremental as K
-from data import classes, exam, gate
+from bench import topics
+from data import classes, exam, flags, gate
 from data.engine import pad_rows
 from model import FAST, SLOW, widen
 from sleep import wake
@@ -267,26 +268,33 @@ def test_a_tiny_life_on_a_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A base that has learnt its four intents, and two days of two."""
-    folder = tmp_path_factory.mktemp("toy")
-    table, studied, tried = classes.TABLES["clinc150"], seed.STUDY_STEPS, dream.CHOSEN
-    classes.TABLES["clinc150"] = table._replace(base=4, day=2)
-    seed.STUDY_STEPS, dream.CHOSEN = 40, 4
+    """A small base that has learnt its four intents, and two days of two."""
+    folder, patch = tmp_path_factory.mktemp("toy"), pytest.MonkeyPatch()
+    table = classes.TABLES["clinc150"]._replace(base=4, day=2)
+    patch.setitem(classes.TABLES, "clinc150", table)
+    for name, small in (("n_layer", 2), ("n_embd", 64)):
+        patch.setitem(flags.FLAGS, name, (small, *flags.FLAGS[name][1:]))
+    for module, name, few in ((seed, "STUDY_STEPS", 40), (seed, "DREAM_STEPS", 4),
+                              (seed, "HELD_OUT", 16), (dream, "CHOSEN", 4), (dream, "POOL", 32),
+                              (dream, "WRITER_STEPS", 4)):
+        patch.setattr(module, name, few)
     o = K.parse([f"--data_dir={clinc_folder(folder / 'data')}", f"--work={folder}", "--steps=3",
                  "--pretrain_steps=150", "--imagined=4"])
     s = K.beginning(o, 1, "test", 2)
-    s.a.quizzes, s.a.seed_steps = 2, 4
+    s.a.quizzes, s.a.seed_steps, o.pretrain_steps = 2, 4, 3         # joint is no base: 3 steps
     yield s
-    classes.TABLES["clinc150"], seed.STUDY_STEPS, dream.CHOSEN = table, studied, tried
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
 def slept(toy):
     """The self after both nights."""
-    return K.lived(toy, "sleep", {})[0]
+    model, R, seconds = K.lived(toy, "sleep", {})
+    assert len(R) == 3 and len(seconds) == 2 and all(0 <= x <= 1 for x in R[-1])
+    return model
 
 
-@pytest.mark.parametrize("name", K.METHODS)
+@pytest.mark.parametrize("name", [m for m in K.METHODS if m != "sleep"])
 def test_every_method_lives_two_toy_days(name, toy):
     r = K.life(toy, name, K.DEFAULTS.get(name, {}))
     assert 0 <= r["final"] <= 1 and len(r["R"][-1]) == 3
@@ -305,9 +313,31 @@ def test_a_night_of_a_studied_day_leaves_the_base_as_it_was_and_forgets_the_text
     assert {t for row in model.names.tolist() for t in row} <= set(range(-1, min(toy.data.marks)))
 
 
+def test_a_dream_of_a_studied_day_is_called_what_the_self_that_studied_calls_it(toy):
+    day, marks = wake(toy.data, 0, [])[0], toy.data.marks
+    teacher = seed.hold(toy.base, day, marks)
+    z = seed.screen(teacher, dream.write(teacher, marks, 2), marks)
+    z = seed.named(teacher, z, marks)
+    pairs = dream.unpack(z)
+    said = gate.greedy(teacher.model, [[marks.bos, *q] for _, q, _ in pairs], marks, gate.MAX_NEW,
+                       gate.always(teacher.awake, z.ids))
+    names = [tuple(view[1:]) for view in teacher.readings[::dream.VIEWS]]
+    assert pairs and [tuple(y) for y in said] == [y for _, _, y in pairs]
+    assert all(y == (*names[p], marks.end) for p, _, y in pairs)
+    assert (seed.sureness(z) > seed.MIN_SURE).all() and z.thing.equal(z.passage)
+
+
 def test_a_day_that_was_studied_is_over_in_the_morning(toy):
     day, tried = wake(toy.data, 1, [([[1, 2]], 1)])
     assert len(tried) == len(day.passages) == 2
+
+
+def test_the_bench_of_topics_asks_the_gate_and_the_experts_apart(toy, slept):
+    items = [x for stage in toy.exams for x in stage]
+    for trust in topics.TRUST.values():
+        asked = topics.share_right(slept, toy.data, items, trust)
+        assert asked == K.share_right(toy, slept, items, 2, trust)
+    assert topics.over_all([1.0, 0.5, None], [[0] * 3, [0], [0] * 9]) == pytest.approx(3.5 / 4)
 
 
 def test_metrics_of_a_hand_made_life():
