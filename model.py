@@ -55,7 +55,8 @@ class Config:
     listens: str = "name"       # ... at each token; or "text": of a whole text, its words alone
 
 
-GPT2 = dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0)
+ARCHITECTURES = {"ours": {},
+                 "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0)}
 
 
 # --------------------------------------------------------------------------------------------------

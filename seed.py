@@ -61,16 +61,17 @@ def night(model, day, marks, a):
     log["lost"]: the passages that the self could not learn. Raises RestlessNight.
     """
     cold = clone(model)                                         # the self without its day
-    by_name = model.config.listens == "name"
-    teacher = hold(cold, asking.one_by_one(day) if by_name else day, marks)     # the day in mind
+    teacher = hold(cold, asking.one_by_one(day), marks)         # the same self, the day in mind
     dreamt = dream.write(teacher, marks, a.quizzes, a.writer, a.random_expert)      # 1. write
     z = screen(teacher, dreamt, marks)                                              # 2. screen
-    if by_name:                                                 # the day again, thing by thing
+    if model.config.listens == "text":                          # a passage is the name of a topic
+        z = asking.named(teacher, z, marks, reader(teacher))
+    else:                                                       # the day again, thing by thing
         z, things, home = asking.thing_by_thing(teacher, z, day, marks)
         teacher = hold(cold, things, marks)._replace(home=home)
         z = asking.ask_everything(teacher, z, marks)
+        z = look_up(teacher, z, marks, reader(teacher))
     teach = reader(teacher)
-    z = look_up(teacher, z if by_name else z._replace(thing=z.passage), marks, teach)
     level, z = open_gate(model, z, teacher, day.heard, marks, a)                    # 3. open a gate
     log = {"dreamt": len(dreamt), "kept": len(z.ids), "things": len(model.things)}
     params = learners(model, level)
@@ -135,10 +136,13 @@ def study(model, documents):
     momenta, expert = [torch.zeros_like(p) for p in params], model.n_experts(FAST) - 1
     for step in tqdm(range(STUDY_STEPS), desc="awake", unit="step", leave=False):
         docs = random.sample(documents, min(BATCH, len(documents)))
-        ids, weight = pad_documents(docs, model.device)
-        logits = model(ids[:, :-1], awake=always({FAST: expert}, ids)).float()
-        nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        loss = (nll * weight).sum() / weight.sum()
+        ids, weight = pad_documents(docs)
+        told = weight.flatten().nonzero()[:, 0]                     # only these become logits
+        ids, told, w = (t.to(model.device) for t in (ids, told, weight.flatten()[told]))
+        h = model.hidden(ids[:, :-1], awake=always({FAST: expert}, ids)).flatten(0, 1)[told]
+        words = ids[:, 1:].flatten()[told]
+        nll = F.cross_entropy(model.logits(h).float(), words, reduction="none")
+        loss = (nll * w).sum() / w.sum()
         descend(params, momenta, loss, step, STUDY_STEPS, LR)
     model.settle(FAST)
 

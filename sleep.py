@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import seed
 from data import classes, exam, flags, gate, store, team, text, weights, world
-from model import GPT2, SLOW, GPT, Config, clone, widen
+from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
 BATCH = 8                           # documents a pretraining step
@@ -70,7 +70,7 @@ def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
     config = Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
                     n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
-                    ranks=ranks_of(a, data), listens=data.listen, **(GPT2 if a.arch == "gpt2" else {}))
+                    ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
     run.stage(a, "weights")
     if a.init_from == "scratch":
         model, whole = GPT(config), False

@@ -287,7 +287,7 @@ def share_right(s, model, items, upto, trust):
 
 def examine(s, model, method, upto):
     """A row of R: the items of every stage up to `upto`, each over the classes of all of them."""
-    trust = {"inca": (1, 0)}.get(method, (1, 1)) if method in GATED else None
+    trust = {"inca": (1, 0)}.get(method, gate.TRUST) if method in GATED else None
     return [share_right(s, model, items, upto, trust) if j <= upto else None
             for j, items in enumerate(s.exams)]
 

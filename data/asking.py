@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 import dream
-from data.gate import (MAX_NEW, MIN_GAIN, about, awake_for, gains, greedy, log_probs, remember, said,
-                       specific, wakes)
-from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, sureness, take,
-                          unpack)
+from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
+                       remember, said, specific, wakes)
+from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, repack, split,
+                          sureness, take, unpack)
 from dream import VIEWS
 
 FEW = 3                             # things about which a wording must have been heard
@@ -55,7 +55,9 @@ def screen(teacher, dreamt, marks):
 # The day, thing by thing
 
 def one_by_one(day):
-    """The day with each sentence as a passage of its own."""
+    """The day with each sentence as a passage of its own; of a day that was studied, as it is."""
+    if day.study:
+        return day
     return day._replace(passages=[[s] for told in day.passages for s in told])
 
 
@@ -95,12 +97,6 @@ def sensible(teacher, z):
     return take(z, (word.min(1)[0] > LIKELY) & (least > SPELT))
 
 
-def split(z):
-    """Each question as (before, name, after), a question being wording, thing, wording."""
-    rows = zip(unpack(z), z.begin.tolist(), z.end.tolist())
-    return [(q[:b - 1], q[b - 1:e], q[e:]) for (_, q, _), b, e in rows]
-
-
 def apart(z):
     """Where name and wording meet is heard best from wordings that name many things: the longest
     that was heard about a FEW of them counts."""
@@ -133,8 +129,9 @@ def gather(teacher, z, marks):
     for i, (k, s) in enumerate(zip(z.thing.tolist(), z.passage.tolist())):
         first.setdefault(k, i)                                      # one question a thing
         asked.setdefault(k, {})[s] = here.setdefault(s, {})[k] = None
-    pairs = [(k, s) for k in sorted(asked)
-             for s in sorted({s for home in asked[k] for other in here[home] for s in asked[other]})]
+    near = {k: sorted({s for home in asked[k] for other in here[home] for s in asked[other]})
+            for k in asked}
+    pairs = [(k, s) for k in sorted(asked) for s in near[k]]
     thing, sentence = torch.tensor(pairs, device=z.ids.device).T
     q = take(z, torch.tensor([first[k] for k in sorted(asked)], device=z.ids.device)[thing])
     q = q._replace(ids=q.ids[:, :int(q.end.max())])                 # what follows does not matter
@@ -222,14 +219,6 @@ def agreed(z, unknown):
     return torch.tensor(keep, dtype=torch.bool, device=z.ids.device)
 
 
-def repack(z, pairs):
-    """z with other answers: [(passage, question, answer)] of the same questions."""
-    new = pack(pairs, z.ids.device)
-    wording = F.pad(z.wording, (0, max(0, new.ids.shape[1] - z.wording.shape[1])))
-    return new._replace(begin=z.begin, end=z.end, thing=z.thing,
-                        wording=wording[:, :new.ids.shape[1]])
-
-
 # --------------------------------------------------------------------------------------------------
 # What the day says, else what memory says
 
@@ -256,6 +245,30 @@ def look_up(teacher, z, marks, teach):
         new.target[i], new.recalled[i] = target, True
     of_use = torch.tensor([k in novel for k in z.thing.tolist()], device=model.device)
     new = take(new, of_use & (sureness(new) > MIN_SURE))
+    if not len(new.ids):
+        raise RestlessNight("the self is not sure of any answer about its day")
+    return new
+
+
+def named(teacher, z, marks, teach):
+    """Quizzes about topics, with targets: a text may drift away from the name under which it was
+    dreamt, so the self that holds the day names it again.
+
+    Kept is what it is sure to call by a name of the day. Raises RestlessNight if nothing is.
+    """
+    pairs, device = unpack(z), teacher.model.device
+    names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
+    number = {(*name, marks.end): p for p, name in enumerate(names)}
+    prompts, awake = [[marks.bos, *q] for _, q, _ in pairs], always(teacher.awake, z.ids)
+    answers = [tuple(y) for y in greedy(teacher.model, prompts, marks, MAX_NEW, awake)]
+    today = [i for i, y in enumerate(answers) if y in number]
+    if not today:
+        raise RestlessNight("the self calls nothing it dreams by a name of its day")
+    new = repack(take(z, torch.tensor(today, device=device)),
+                 [(number[answers[i]], pairs[i][1], answers[i]) for i in today])
+    new = new._replace(thing=new.passage, recalled=torch.zeros_like(new.passage, dtype=torch.bool))
+    new = with_targets(new, teach, 1)                               # nothing is in the context
+    new = take(new, sureness(new) > MIN_SURE)
     if not len(new.ids):
         raise RestlessNight("the self is not sure of any answer about its day")
     return new

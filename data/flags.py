@@ -45,8 +45,8 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the self": {
         "init_from": ("scratch", TEXT,
                       "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
-        "arch": ("ours", ("ours", "gpt2"), "of a self from scratch; gpt2: LayerNorm, learned positions, "
-                 "no convolution"),
+        "arch": ("ours", ("ours", "gpt2"),
+                 "of a self from scratch; gpt2: LayerNorm, learned positions, no convolution"),
         "pretrain_steps": (2200, SOME, "steps of 8 documents"),
         "n_layer": (4, (1, 256), "blocks"),
         "n_embd": (128, HEADS, "width; a head is 32 wide"),

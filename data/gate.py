@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import dream
 from data import team
 from data.engine import generate, pad_rows, prefill, take_rows
-from data.quizzes import pack, question_mask, split_questions, take, unpack
+from data.quizzes import pack, question_mask, split, split_questions, take, unpack
 from dream import VIEWS
 from model import SLOW
 
@@ -33,6 +33,8 @@ FARTHEST = 4.0                      # reach of a thing, in squared spreads, wher
 EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
 PROPOSED = 5                        # things of a text that the gate proposes to the experts
+TRUST = (1.0, 0.5)                  # in the gate and in the experts, of whole texts
+SHRINK = 0.03                       # of the covariance of whole texts, to a sphere
 
 
 # --------------------------------------------------------------------------------------------------
@@ -98,7 +100,8 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     shrug = model.unknown.tolist()
     *woken, owners = listen(model, *pad_rows(prompts, model.device))
     alike = torch.cdist(model.things, model.things).square() < SAME if len(owners) else []
-    woken, owners = [called(*row, alike) for row in zip(*(t.tolist() for t in woken))], owners.tolist()
+    woken = [called(*row, alike) for row in zip(*(t.tolist() for t in woken))]
+    owners = owners.tolist()
     found, waiting = [None] * len(prompts), list(range(len(prompts)))
     while waiting:
         turn = [woken[i].pop() if woken[i] else (0, None) for i in waiting]
@@ -171,11 +174,13 @@ def greedy(model, prompts, marks, max_new, awake=None, before=None):
 # Where a whole text is one thing (Config.listens "text")
 
 def topic(model, ids, lengths):
-    """What a text is about: the mean direction of its words, and beside it that of its states,
-    (B, 2 n_embd). ids (B, T): <bos> <ask> text <answer>, right-padded; the marks are not heard."""
+    """What a text is about: the mean direction of its words, of the states one block deep (pairs
+    and triples of words) and of what the gate hears elsewhere, side by side, (B, 3 n_embd).
+    ids (B, T): <bos> <ask> text <answer>, right-padded; the marks are not heard."""
     at = torch.arange(ids.shape[1], device=ids.device)
     words = ((at > 1) & (at < lengths[:, None] - 1))[..., None]
-    parts = [(F.normalize(x, dim=-1) * words).sum(1) for x in (model.wte(ids), states(model, ids))]
+    heard_in = (model.wte(ids), model.hidden(ids, blocks=1), states(model, ids))
+    parts = [(F.normalize(x, dim=-1) * words).sum(1) for x in heard_in]
     return torch.cat([F.rms_norm(x, x.shape[-1:], eps=model.config.norm_eps) for x in parts], 1)
 
 
@@ -186,11 +191,13 @@ def propose(model, ids, lengths):
 
 
 @torch.no_grad()
-def judge(model, marks, asked, trust=(1.0, 1.0)):
+def judge(model, marks, asked, trust=TRUST):
     """The gate proposes, the experts judge: [(name and <end>, owner)] of the best of PROPOSED.
 
-        p(thing | text) ~ p_gate(thing | text) p(name of the thing | text, the expert that owns it)
-    trust: in the gate and in the experts, exponents of the two; (1, 0) is the gate alone.
+        p(thing | text) ~ p_gate(thing | text)^g p(text and name of the thing | its expert)^e
+    An expert has only heard its own night and names any text; but it has learnt what was asked
+    there (seed.FORCED), so p(text | expert), which is normalised over texts, weighs it against the
+    others. trust: (g, e); (1, 0) is the gate alone, (0, 1) the experts alone on its proposals.
     """
     found = [None] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
@@ -202,14 +209,14 @@ def judge(model, marks, asked, trust=(1.0, 1.0)):
         prior, thing = near.topk(min(PROPOSED, len(names)), 1)
         rows = [(p, k) for p, ks in zip(prompts, thing.tolist()) for k in ks]
         ids, length = pad_rows([p + names[k] for p, k in rows], model.device)
-        start = torch.tensor([len(p) for p, _ in rows], device=ids.device)
         awake = awake_for([owners[k] for _, k in rows], [0] * len(rows), ids.device)
         h = model.hidden(ids[:, :-1], awake=awake)
         at = torch.arange(1, ids.shape[1], device=ids.device)
-        name = (at >= start[:, None]) & (at < length[:, None])
-        log_p = torch.zeros(name.shape, device=ids.device)
-        log_p[name] = model.logits(h[name]).float().log_softmax(-1).gather(
-            1, ids[:, 1:][name][:, None])[:, 0]
+        word = (at > 1) & (at < length[:, None])                    # of the text, and of the name
+        log_p = torch.zeros(word.shape, device=ids.device)
+        logits = model.logits(h[word]).float()
+        said_ = logits.gather(1, ids[:, 1:][word][:, None])[:, 0]
+        log_p[word] = said_ - logits.logsumexp(-1)
         sure = trust[0] * prior + trust[1] * log_p.sum(1).view_as(prior)
         best = sure.argmax(1, keepdim=True)
         for i, k in zip(some, thing.gather(1, best)[:, 0].tolist()):
@@ -219,7 +226,7 @@ def judge(model, marks, asked, trust=(1.0, 1.0)):
 
 @torch.no_grad()
 def hear(model, marks, heard_by_day):
-    """How each thing sounds: [(its name, question)] as ids -> (topics (N, 2 n_embd), number of
+    """How each thing sounds: [(its name, question)] as ids -> (topics (N, 3 n_embd), number of
     its thing (N,), names)."""
     names = list(dict.fromkeys(name for name, _ in heard_by_day))
     number = {name: i for i, name in enumerate(names)}
@@ -231,8 +238,24 @@ def hear(model, marks, heard_by_day):
 def hear_day(model, marks, heard_by_day, level, expert):
     """Teach the gate what the things of a day sound like, and whose they are."""
     x, thing, names = hear(model, marks, heard_by_day)
+    hear_more(model, x, thing)
     mean, _ = means(x @ model.metric.T, thing)
     model.remember_things(mean, torch.zeros(len(mean)), level, expert, names)
+
+
+def hear_more(model, x, thing):
+    """The one covariance, of the things known and of today's topics x (N, 3 n_embd) of things (N,).
+
+    Every thing counts once, so nothing but the metric has to be kept (a streaming discriminant, as
+    in InCA, arXiv 2412.15563). What is known moves into the coordinates of the new metric.
+    """
+    if not len(model.things):                                       # the base: as it was fitted
+        return
+    back, new = torch.linalg.inv(model.metric), int(thing.max()) + 1
+    known, today = back @ back.T, covariance(x, thing, SHRINK)
+    share = new / (len(model.things) + new)
+    model.metric = whitening((1 - share) * known + share * today)
+    model.things = model.things @ back.T @ model.metric.T
 
 
 # --------------------------------------------------------------------------------------------------
@@ -312,8 +335,7 @@ def things_of(x):
 def about(model, z, marks):
     """The number of the thing that each question is about: (N,). The same words are one thing, and
     words that are heard in the same place ("was born on 3 May", "has the birthday 3 May")."""
-    spans = [q[b - 1:e] for (_, q, _), b, e in zip(unpack(z), z.begin.tolist(),
-                                                   z.end.tolist())]
+    spans = [name for _, name, _ in split(z)]
     number = {words: k for k, words in enumerate(dict.fromkeys(spans))}
     words = torch.tensor([number[span] for span in spans], device=z.ids.device)
     place, _ = means(heard(model, z, marks) @ model.metric.T, words)
@@ -407,7 +429,7 @@ def learn_to_listen(model, marks, heard_already=None):
     """
     if model.config.listens == "text":
         x, thing, _ = hear(model, marks, heard_already)
-        fit_metric(model, x, thing.to(x.device), shrink=0.03, inside=None)
+        fit_metric(model, x, thing.to(x.device), SHRINK, inside=None)
         return hear_day(model, marks, heard_already, SLOW, -1)
     texts, pairs = invent(model, marks, INVENTED)
     if not pairs:                                                   # it cannot ask at all
@@ -433,13 +455,30 @@ def learn_to_listen(model, marks, heard_already=None):
 def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
     """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,), or
     (inside None) with a covariance of 1."""
+    apart = differences(x, thing)
+    W = whitening(covariance(x, thing, shrink))
+    spread = (apart @ W.T).square().sum(1) if len(apart) > 1 else x.new_ones(1)
+    model.metric = W if inside is None else W / spread.quantile(inside).clamp_min(1e-6).sqrt()
+
+
+def differences(x, thing):
+    """How far each state x (N, d) lies from the mean of its thing (N,), without bias; states of
+    things heard only once are left out."""
     mean, count = means(x, thing)
     n = count[thing].float()[:, None]
-    apart = ((x - mean[thing]) * (n / (n - 1).clamp(min=1)).sqrt())[n[:, 0] > 1]
-    S = torch.eye(x.shape[1], device=x.device)
-    if len(apart) > 1:                                              # else it cannot read at all
-        spread = apart.square().mean().clamp_min(1e-6)
-        S = (1 - shrink) * apart.T @ apart / len(apart) + shrink * spread * S
-    W = torch.linalg.inv(torch.linalg.cholesky(S))
-    spread = (apart @ W.T).square().sum(1) if len(apart) > 1 else S.new_ones(1)
-    model.metric = W if inside is None else W / spread.quantile(inside).clamp_min(1e-6).sqrt()
+    return ((x - mean[thing]) * (n / (n - 1).clamp(min=1)).sqrt())[n[:, 0] > 1]
+
+
+def covariance(x, thing, shrink):
+    """The covariance (d, d) of states x (N, d) around the means of their things (N,), shrunk to
+    a sphere; the identity where there is nothing to measure."""
+    apart, sphere = differences(x, thing), torch.eye(x.shape[1], device=x.device)
+    if len(apart) < 2:                                              # it cannot read at all
+        return sphere
+    spread = apart.square().mean().clamp_min(1e-6)
+    return (1 - shrink) * apart.T @ apart / len(apart) + shrink * spread * sphere
+
+
+def whitening(S):
+    """W with W S W^T = 1."""
+    return torch.linalg.inv(torch.linalg.cholesky(S))

@@ -4,6 +4,7 @@ Quizzes: questions and answers as rows of token ids, and what is known of each.
 from collections import namedtuple
 
 import torch
+import torch.nn.functional as F
 
 from data.engine import pad_rows
 
@@ -34,9 +35,23 @@ def unpack(z):
     return [(p, tuple(ids[:start]), tuple(ids[start:length])) for p, ids, start, length in rows]
 
 
+def repack(z, pairs):
+    """z with other answers: [(passage, question, answer)] of the same questions."""
+    new = pack(pairs, z.ids.device)
+    wording = F.pad(z.wording, (0, max(0, new.ids.shape[1] - z.wording.shape[1])))
+    return new._replace(begin=z.begin, end=z.end, thing=z.thing,
+                        wording=wording[:, :new.ids.shape[1]])
+
+
 def take(z, index):
     """The quizzes at an index: numbers, or True and False."""
     return Quizzes(*(None if t is None else t[index] for t in z))
+
+
+def split(z):
+    """Each question as (before, name, after), a question being wording, thing, wording."""
+    rows = zip(unpack(z), z.begin.tolist(), z.end.tolist())
+    return [(q[:b - 1], q[b - 1:e], q[e:]) for (_, q, _), b, e in rows]
 
 
 def question_mask(z):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import dream
 import seed
 from bench import class_incremental as K
-from data import classes, exam, gate
+from bench import topics
+from data import classes, exam, flags, gate
 from data.engine import pad_rows
 from model import FAST, SLOW, widen
 from sleep import wake
@@ -161,7 +162,7 @@ def test_documents_have_the_form_of_all_data_sets_and_what_is_misheard_is_not_le
 
 def hearing(things=5, names=((4,), (5, 6), (7,), (8, 9), (10,))):
     model = plain(listens="text")
-    model.metric = torch.randn(6, 2 * model.config.n_embd, dtype=torch.float64)
+    model.metric = torch.randn(6, 3 * model.config.n_embd, dtype=torch.float64)
     model.remember_things(torch.randn(things - 2, 6), torch.zeros(things - 2), SLOW, -1,
                           names[:things - 2])
     expand(model, FAST, 1)
@@ -176,21 +177,24 @@ def texts(*lengths):
 def test_a_topic_is_the_mean_direction_of_words_and_states_and_survives_widening():
     model = hearing()
     rows = [[MARKS.bos, *q] for q in texts(7, 2, 5)]
-    ids, lengths = pad_rows(rows)
-    ids = torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, tokens(*ids.shape))
+    batch, lengths = pad_rows(rows)
+    batch = torch.where(torch.arange(batch.shape[1]) < lengths[:, None], batch,
+                        tokens(*batch.shape))
     d = model.config.n_embd
-    for found, row in zip(gate.topic(model, ids, lengths), rows):
+    for found, row in zip(gate.topic(model, batch, lengths), rows):
         word = sum(F.normalize(model.wte.weight[t], dim=0) for t in row[2:-1])
         close(F.normalize(found[:d], dim=0), F.normalize(word, dim=0))
-        state = gate.states(model, torch.tensor([row]))[0, 2:-1]
-        close(F.normalize(found[d:], dim=0),
-              F.normalize(F.normalize(state, dim=1).sum(0), dim=0), 1e-9)
+        ids = torch.tensor([row])
+        deep = [model.hidden(ids, blocks=1), gate.states(model, ids)]
+        for i, state in enumerate(deep, 1):
+            state = F.normalize(state[0, 2:-1], dim=1).sum(0)
+            close(F.normalize(found[i * d:(i + 1) * d], dim=0), F.normalize(state, dim=0), 1e-9)
     wide = widen(model, n_embd=64, n_head=4)
-    close(gate.propose(wide, ids, lengths), gate.propose(model, ids, lengths), 1e-4)
+    close(gate.propose(wide, batch, lengths), gate.propose(model, batch, lengths), 1e-4)
 
 
 def test_the_gate_proposes_and_the_experts_judge():
-    """p(thing | text) ~ p_gate(thing | text) p(name | text, its expert), by hand."""
+    """p(thing | text) ~ p_gate(thing | text) p(text and name | its expert), by hand."""
     model = hearing()
     for q in texts(3, 6):
         row = torch.tensor([[MARKS.bos, *q]])
@@ -202,13 +206,14 @@ def test_the_gate_proposes_and_the_experts_judge():
             ids = torch.tensor([[*row[0].tolist(), *name]])
             who = torch.tensor([expert])
             log_p = model(ids[:, :-1], awake={level: (who, torch.tensor([0]))}).log_softmax(-1)[0]
-            experts.append(sum(log_p[row.shape[1] - 1 + i, t] for i, t in enumerate(name)))
-        for trust in ((1, 1), (1, 0), (0, 1)):
+            words = [*row[0, 2:].tolist(), *name]
+            experts.append(sum(log_p[1 + i, t] for i, t in enumerate(words)))
+        for trust in ((1, 1), (1, 0.5), (1, 0), (0, 1)):
             best = int((trust[0] * near + trust[1] * torch.stack(experts)).argmax())
             (said, source), = gate.judge(model, MARKS, [q], trust)
             assert said[:-1] == [t for t in model.names[best].tolist() if t >= 0]
             assert source == ((FAST, 0) if best > 2 else None)
-        assert gate.remember(model, MARKS, [q]) == gate.judge(model, MARKS, [q])
+        assert gate.remember(model, MARKS, [q]) == gate.judge(model, MARKS, [q], gate.TRUST)
 
 
 def test_what_is_heard_by_day_is_a_mean_a_thing_and_no_text():
@@ -216,13 +221,30 @@ def test_what_is_heard_by_day_is_a_mean_a_thing_and_no_text():
     day = [((4 + i % 3,), q) for i, q in enumerate(texts(*[5] * 30))]
     gate.learn_to_listen(model, MARKS, day)
     assert model.names.tolist() == [[4], [5], [6]] and model.owner.tolist() == [[SLOW, -1]] * 3
-    x = gate.topic(model, *pad_rows([[MARKS.bos, *q] for _, q in day])) @ model.metric.T
-    close(model.things, torch.stack([x[i::3].mean(0) for i in range(3)]), 1e-4)
+    x = gate.topic(model, *pad_rows([[MARKS.bos, *q] for _, q in day]))
+    mean = torch.stack([x[i::3].mean(0) for i in range(3)])
+    close(model.things, mean @ model.metric.T, 1e-4)
     gate.hear_day(model, MARKS, [((7, 8), q) for _, q in day[:4]], FAST, 0)
     assert model.names.tolist() == [[4, -1], [5, -1], [6, -1], [7, 8]]
-    close(model.things[3], x[:4].mean(0), 1e-4)
+    mean = torch.cat([mean, x[:4].mean(0, keepdim=True)])           # in the metric of today
+    close(model.things, mean @ model.metric.T, 1e-3)
     model.reset(FAST)
     assert len(model.names) == len(model.things) == len(model.owner) == 3
+
+
+def test_the_metric_is_the_inverse_of_one_covariance_of_all_days_each_thing_counting_once():
+    model, x = plain(torch.float32, listens="text"), torch.randn(60, 5)
+    thing = torch.arange(60) % 3
+    gate.fit_metric(model, x, thing, gate.SHRINK, inside=None)
+    model.remember_things(gate.means(x, thing)[0] @ model.metric.T, torch.zeros(3), SLOW, -1,
+                          [(4,), (5,), (6,)])
+    before = model.things @ torch.linalg.inv(model.metric).T
+    y = 2 * torch.randn(40, 5)
+    gate.hear_more(model, y, torch.arange(40) % 2)
+    parts = [gate.covariance(t, torch.arange(len(t)) % k, gate.SHRINK) for t, k in ((x, 3), (y, 2))]
+    S = (3 * parts[0] + 2 * parts[1]) / 5
+    close(model.metric @ S @ model.metric.T, torch.eye(5), 1e-5)
+    close(model.things @ torch.linalg.inv(model.metric).T, before, 1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -246,26 +268,33 @@ def test_a_tiny_life_on_a_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A base that has learnt its four intents, and two days of two."""
-    folder = tmp_path_factory.mktemp("toy")
-    table, studied, tried = classes.TABLES["clinc150"], seed.STUDY_STEPS, dream.CHOSEN
-    classes.TABLES["clinc150"] = table._replace(base=4, day=2)
-    seed.STUDY_STEPS, dream.CHOSEN = 40, 4
+    """A small base that has learnt its four intents, and two days of two."""
+    folder, patch = tmp_path_factory.mktemp("toy"), pytest.MonkeyPatch()
+    table = classes.TABLES["clinc150"]._replace(base=4, day=2)
+    patch.setitem(classes.TABLES, "clinc150", table)
+    for name, small in (("n_layer", 2), ("n_embd", 64)):
+        patch.setitem(flags.FLAGS, name, (small, *flags.FLAGS[name][1:]))
+    for module, name, few in ((seed, "STUDY_STEPS", 40), (seed, "DREAM_STEPS", 4),
+                              (seed, "HELD_OUT", 16), (dream, "CHOSEN", 4), (dream, "POOL", 32),
+                              (dream, "WRITER_STEPS", 4)):
+        patch.setattr(module, name, few)
     o = K.parse([f"--data_dir={clinc_folder(folder / 'data')}", f"--work={folder}", "--steps=3",
                  "--pretrain_steps=150", "--imagined=4"])
     s = K.beginning(o, 1, "test", 2)
-    s.a.quizzes, s.a.seed_steps = 2, 4
+    s.a.quizzes, s.a.seed_steps, o.pretrain_steps = 2, 4, 3         # joint is no base: 3 steps
     yield s
-    classes.TABLES["clinc150"], seed.STUDY_STEPS, dream.CHOSEN = table, studied, tried
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
 def slept(toy):
     """The self after both nights."""
-    return K.lived(toy, "sleep", {})[0]
+    model, R, seconds = K.lived(toy, "sleep", {})
+    assert len(R) == 3 and len(seconds) == 2 and all(0 <= x <= 1 for x in R[-1])
+    return model
 
 
-@pytest.mark.parametrize("name", K.METHODS)
+@pytest.mark.parametrize("name", [m for m in K.METHODS if m != "sleep"])
 def test_every_method_lives_two_toy_days(name, toy):
     r = K.life(toy, name, K.DEFAULTS.get(name, {}))
     assert 0 <= r["final"] <= 1 and len(r["R"][-1]) == 3
@@ -284,9 +313,31 @@ def test_a_night_of_a_studied_day_leaves_the_base_as_it_was_and_forgets_the_text
     assert {t for row in model.names.tolist() for t in row} <= set(range(-1, min(toy.data.marks)))
 
 
+def test_a_dream_of_a_studied_day_is_called_what_the_self_that_studied_calls_it(toy):
+    day, marks = wake(toy.data, 0, [])[0], toy.data.marks
+    teacher = seed.hold(toy.base, day, marks)
+    z = seed.screen(teacher, dream.write(teacher, marks, 2), marks)
+    z = seed.named(teacher, z, marks)
+    pairs = dream.unpack(z)
+    said = gate.greedy(teacher.model, [[marks.bos, *q] for _, q, _ in pairs], marks, gate.MAX_NEW,
+                       gate.always(teacher.awake, z.ids))
+    names = [tuple(view[1:]) for view in teacher.readings[::dream.VIEWS]]
+    assert pairs and [tuple(y) for y in said] == [y for _, _, y in pairs]
+    assert all(y == (*names[p], marks.end) for p, _, y in pairs)
+    assert (seed.sureness(z) > seed.MIN_SURE).all() and z.thing.equal(z.passage)
+
+
 def test_a_day_that_was_studied_is_over_in_the_morning(toy):
     day, tried = wake(toy.data, 1, [([[1, 2]], 1)])
     assert len(tried) == len(day.passages) == 2
+
+
+def test_the_bench_of_topics_asks_the_gate_and_the_experts_apart(toy, slept):
+    items = [x for stage in toy.exams for x in stage]
+    for trust in topics.TRUST.values():
+        asked = topics.share_right(slept, toy.data, items, trust)
+        assert asked == K.share_right(toy, slept, items, 2, trust)
+    assert topics.over_all([1.0, 0.5, None], [[0] * 3, [0], [0] * 9]) == pytest.approx(3.5 / 4)
 
 
 def test_metrics_of_a_hand_made_life():
