@@ -36,6 +36,7 @@ from model import FAST, SLOW, clone
 
 STEPS, STUDIED = 5, 10              # of distillation, a thing; where the day was studied
 BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
+SHRUGS = 0.4                        # how often "I do not know" is learnt: there is so much unknown
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
 DREAM_STEPS = 20                    # on the curriculum, after dreaming
 STUDY_STEPS = 120                   # of the fast level, awake, on a day too long for the context
@@ -80,7 +81,8 @@ def night(model, day, marks, a):
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
     things = len(z.thing.unique())
     steps = a.seed_steps or (STUDIED if day.study else STEPS) * things
-    log |= distil(model, params, z, teach, marks, level, steps, a, bank=bank)       # 4. distil
+    often = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
+    log |= distil(model, params, z, teach, marks, level, steps, a, often, bank)     # 4. distil
     if a.dream:                                                                     # 5. dream
         pool, quiz = some(z, dream.POOL), some(z, dream.QUIZ)
         log |= dream.learn_to_dream(model, cold, pool, quiz, teacher, marks, teach,

@@ -250,6 +250,12 @@ def look_up(teacher, z, marks, teach):
     return new
 
 
+def shrugs(z, unknown):
+    """(N,) True where the answer is "I do not know"."""
+    unknown = tuple(unknown.tolist())
+    return torch.tensor([y == unknown for _, _, y in unpack(z)], device=z.ids.device)
+
+
 def named(teacher, z, marks, teach):
     """Quizzes about topics, with targets: a text may drift away from the name under which it was
     dreamt, so the self that holds the day names it again.
