@@ -5,6 +5,7 @@ A thing has a name of two tokens and three properties of two tokens each. Only t
 shared with data/world.py, and even they have other ids: what sleeps well here knows nothing of
 people, names or birthdays.
 """
+import functools
 import random
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from sleep import descend, document_loss, optimizers
 
 MARKS = Marks(bos=3, ask=0, answer=2, end=1)
 NAME, REST, VALUE, RULE, STOP, UNKNOWN, VOCAB = 10, 40, 70, 160, 9, 8, 180  # where tokens begin
-PROPERTIES = 3
+PROPERTIES, STEPS = 3, 190           # STEPS of pretraining, after which it reads
 
 
 def thing(rng, avoid=()):
@@ -80,7 +81,7 @@ def base(world, steps=300, seed=0, n_layer=2, n_embd=64):
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model = GPT(Config(vocab_size=VOCAB, block_size=256, n_layer=n_layer, n_head=2, n_embd=n_embd,
-                       d_ff=4 * n_embd, ranks=(16, 16, 48), hears=1))
+                       d_ff=4 * n_embd, ranks=(16, 32, 48), hears=1))
     opts = optimizers(model)
     for group in (group for opt in opts for group in opt.param_groups):
         group["peak"] *= 2
@@ -93,6 +94,12 @@ def base(world, steps=300, seed=0, n_layer=2, n_embd=64):
     random.seed(seed), torch.manual_seed(seed)
     learn_to_listen(model, MARKS)
     return model
+
+
+@functools.cache
+def shared_base():
+    """The base of the world made by make(), trained once for all tests: clone it."""
+    return base(make(), steps=STEPS)
 
 
 def passages(things, rng):

@@ -16,7 +16,7 @@ import torch
 import dream
 import seed
 import sleep
-from data import exam, gate, store, world
+from data import asking, exam, gate, store, world
 from data.text import Day, Item, sentences
 from model import GPT
 from tests.small import ENV, PYTHON, ROOT
@@ -24,7 +24,7 @@ from tests.small import ENV, PYTHON, ROOT
 TINY = ["--n_layer=1", "--n_embd=32", "--days=2", "--people=2", "--pretrain_steps=24",
         "--quizzes=1",
         "--seed_steps=2", "--rank=4", "--threads=1"]
-SLEEPER = ["--contrast=0", "--pretrain_steps=48", "--quizzes=2"]
+SLEEPER = ["--contrast=0", "--pretrain_steps=96", "--quizzes=2"]
 
 
 def run(*words, **kw):
@@ -114,7 +114,8 @@ def forked(*words, where=None, n=0):
     def script():
         os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         sys.stdout, sys.stderr, sys.argv = sys.__stdout__, sys.__stderr__, ["sleep.py", *words]
-        sleep.KEEP, seed.MIN_GAIN, seed.MIN_SURE, seed.MOVED = 8, -1e9, -1.0, 1.0
+        sleep.KEEP, seed.MOVED = 16, 1.0
+        asking.MIN_GAIN = asking.MIN_SURE = asking.LIKELY = asking.SPELT = -1e9
         dream.POOL, dream.CHOSEN, dream.AT_RANDOM, dream.WRITER_STEPS = 8, 2, 1, 2
         gate.ALSO_ASKED, gate.INVENTED, seed.HELD_OUT, seed.DREAM_STEPS = 32, 16, 4, 2
         seed.KNOWN = 0.0

@@ -1,0 +1,341 @@
+"""Asking everything: on questions of made-up tokens, worked out by hand, and whole nights in the
+world of glyphs.py."""
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import seed
+from data import asking, flags
+from data.engine import generate, prefill
+from data.gate import MAX_NEW, listen
+from data.quizzes import RestlessNight, pack, repack, split, take, unpack
+from data.text import Day
+from model import FAST, clone
+from tests import glyphs as G
+from tests.small import MARKS, V, close, lively, little, plain
+
+ASK, ANSWER, END = MARKS.ask, MARKS.answer, MARKS.end
+UNKNOWN = (38, 39, END)
+WHO, WHERE, CALLED = ((ASK, 30), (ANSWER,)), ((ASK, 31), (32, ANSWER)), ((ASK, 33), (ANSWER,))
+
+
+def ask(*asked):
+    """[(thing, wording, name, answer)] as after the screen; a passage a thing."""
+    z = pack([(k, (*before, *name, *after), tuple(y)) for k, (before, after), name, y in asked],
+             "cpu")
+    begin = torch.tensor([len(before) + 1 for _, (before, _), _, _ in asked])
+    end = torch.tensor([len(before) + len(name) for _, (before, _), name, _ in asked])
+    return z._replace(thing=z.passage, begin=begin, end=end,
+                      wording=torch.zeros_like(z.ids, dtype=torch.bool))
+
+
+def questions(z):
+    return [(k, q) for k, q, _ in unpack(z)]
+
+
+# --------------------------------------------------------------------------------------------------
+# Where a name ends
+
+def test_a_question_is_wording_name_wording():
+    z = ask((0, WHERE, (10, 11), (20, END)), (1, WHO, (12,), (21, 22, END)))
+    assert split(z) == [((ASK, 31), (10, 11), (32, ANSWER)), ((ASK, 30), (12,), (ANSWER,))]
+
+
+def test_names_cut_short_or_too_long_are_heard_by_common_wordings():
+    whole = [(k, WHERE, (10 + k, 20 + k), (END,)) for k in range(3)]
+    short = 3, ((ASK, 31), (23, 32, ANSWER)), (13,), (END,)             # <ask> 31 [13] 23 32
+    long = 4, ((ASK, 31), (ANSWER,)), (14, 24, 32), (END,)              # ... [14 24 32]
+    late = 5, ((ASK, 31, 15), (32, ANSWER)), (25,), (END,)              # 15 [25]
+    rare = 6, ((ASK, 34), (16, ANSWER)), (35,), (END,)                  # nobody else is asked so
+    z = ask(*whole, short, long, late, rare)
+    names = [name for _, name, _ in split(asking.apart(z))]
+    assert names == [*((10 + k, 20 + k) for k in range(6)), (35,)]
+    few = asking.apart(ask(*whole[:2], short))                          # heard about two things
+    assert split(few)[2][1] == (13,)
+
+
+def test_the_longest_common_wording_counts():
+    """<ask> 31 ... 32 is common. That <ask> 31 ... is so too does not make 32 part of a name."""
+    inner = [(k, WHERE, (10 + k,), (END,)) for k in range(3)]
+    outer = [(k, ((ASK, 31), (ANSWER,)), (10 + k, 32), (END,)) for k in range(3, 6)]
+    z = asking.apart(ask(*inner, *outer))
+    assert [name for _, name, _ in split(z)] == [(10 + k,) for k in range(6)]
+
+
+# --------------------------------------------------------------------------------------------------
+# Everything that can be asked
+
+def test_things_of_one_kind_exchange_wordings():
+    z = ask((0, WHO, (10, 11), (20, END)), (0, WHERE, (10, 11), (20, END)),
+            (1, WHO, (12,), (20, END)),
+            (2, CALLED, (14,), (20, END)))                              # of another kind
+    new = asking.cross(z, MARKS)
+    assert sorted(questions(new)) == sorted(
+        [*questions(z), (1, (ASK, 31, 12, 32, ANSWER))])
+    assert new.thing.tolist() == new.passage.tolist() and new.target is None
+    for (before, name, after), wording, y in zip(split(new), new.wording.tolist(), unpack(new)):
+        assert name in ((10, 11), (12,), (14,)) and y[2] == (END,)
+        words = [False, *[True] * (len(before) - 1), *[False] * len(name),
+                 *[True] * (len(after) - 1), False]                     # the marks are none
+        assert wording[:len(words)] == words and not any(wording[len(words):])
+
+
+def test_kinds_meet_through_what_they_have_in_common():
+    """0 and 2 share no wording but both share one with 1: what was asked of 2 is not asked of 0."""
+    z = ask((0, WHO, (10,), (END,)), (1, WHO, (11,), (END,)), (1, WHERE, (11,), (END,)),
+            (2, WHERE, (12,), (END,)), (2, CALLED, (12,), (END,)))
+    asked = questions(asking.cross(z, MARKS))
+    assert (0, (ASK, 31, 10, 32, ANSWER)) in asked and (1, (ASK, 33, 11, ANSWER)) in asked
+    assert (0, (ASK, 33, 10, ANSWER)) not in asked and len(asked) == 8
+
+
+def test_not_more_wordings_than_are_asked_for(monkeypatch):
+    monkeypatch.setattr(asking, "WORDINGS", 2)
+    z = ask(*((0, ((ASK, 20 + i), (ANSWER,)), (10,), (END,)) for i in range(6)),
+            (1, ((ASK, 20), (ANSWER,)), (11,), (END,)))
+    asked = questions(asking.cross(z, MARKS))
+    assert sum(k == 0 for k, _ in asked) == 6                           # its own stay, all
+    assert 1 <= sum(k == 1 for k, _ in asked) <= 3
+
+
+def test_a_name_up_to_answer_tells_nothing():
+    """There the self could not tell where the name ended."""
+    z = pack([(0, (ASK, 30, 10, ANSWER), (END,))], "cpu")
+    z = z._replace(thing=z.passage, begin=torch.tensor([3]), end=torch.tensor([4]))
+    with pytest.raises(RestlessNight, match="what its questions are about"):
+        asking.cross(z, MARKS)
+
+
+def test_an_answer_that_repeats_its_question_says_nothing():
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN))
+    question = (ASK, 30, 10, 11, ANSWER)
+    for answer, says in (((20, 21, END), (20, 21, END)), ((10, 11, END), UNKNOWN),
+                         ([11, END], UNKNOWN), ((11, 10, END), (11, 10, END)), ((END,), UNKNOWN)):
+        assert asking.says(model, question, answer) == says
+
+
+def test_what_a_minority_of_wordings_got_is_dropped():
+    """WHO, WHERE and CALLED got the same answers of 0 to 2: they ask the same, also of 3."""
+    def rows(k, *answers):
+        return [(k, w, (10 + k,), y) for w, y in zip((WHO, WHERE, CALLED), answers)]
+    alike = [row for k in range(3) for row in rows(k, *[(20 + k, END)] * 3)]
+    z = ask(*alike, *rows(3, (23, END), (29, END), (23, END)))
+    keep = asking.agreed(z, UNKNOWN).tolist()
+    assert keep == [True] * 9 + [True, False, True]
+    few = ask(*alike[:6], *rows(3, (23, END), (29, END), (23, END)))     # two things in common
+    assert asking.agreed(few, UNKNOWN).all()
+
+
+def test_other_questions_do_not_vote():
+    z = ask(*((k, w, (10 + k,), (y + k, END)) for k in range(4)
+              for w, y in ((WHO, 20), (WHERE, 24), (CALLED, 24))))
+    assert asking.agreed(z, UNKNOWN).all()
+
+
+def test_i_do_not_know_makes_no_two_wordings_the_same():
+    z = ask(*((k, w, (10 + k,), UNKNOWN) for k in range(5) for w in (WHO, WHERE, CALLED)),
+            (5, WHO, (15,), (20, END)), (5, WHERE, (15,), (21, END)), (5, CALLED, (15,), (21, END)))
+    assert asking.agreed(z, UNKNOWN).all()
+
+
+def test_other_answers_keep_their_masks():
+    z = ask((0, WHO, (10, 11), (20, END)), (1, WHERE, (12,), (20, 21, 22, END)))
+    wording = torch.rand(z.ids.shape) < 0.5
+    for answers in ([(20, 21, 22, 23, 24, END), (END,)], [(END,), (END,)]):     # wider, narrower
+        new = repack(z._replace(wording=wording), [(k, q, y) for (k, q), y in
+                                                   zip(questions(z), answers)])
+        assert [y for _, _, y in unpack(new)] == answers and questions(new) == questions(z)
+        assert split(new) == split(z) and torch.equal(new.thing, z.thing)
+        assert new.wording.shape == new.ids.shape
+        for i, start in enumerate(z.start.tolist()):
+            assert torch.equal(new.wording[i, :start], wording[i, :start])
+
+
+# --------------------------------------------------------------------------------------------------
+# What was told of each thing
+
+def test_sentences_are_gathered_where_they_speak_of_a_thing(monkeypatch):
+    """Of 0: sentence 0, asked about, and 1, where the thing 1 was that stands in both; not 2, which
+    it gains too little from; 3 is not looked at, for nothing of it was there."""
+    nats = {(10, 0): 8.0, (10, 1): 5.0, (10, 2): 3.9, (11, 0): 6.0, (11, 1): 9.0, (11, 2): 1.0,
+            (12, 3): 0.5, (12, 4): 0.4}
+    z = ask((0, WHO, (10,), (END,)), (1, WHO, (11,), (END,)), (1, WHERE, (11,), (END,)),
+            (1, CALLED, (11,), (END,)), (2, WHO, (12,), (END,)), (2, WHERE, (12,), (END,)))
+    z = z._replace(passage=torch.tensor([0, 0, 1, 2, 3, 4]))
+    asked = []
+
+    def gains(model, q, marks, cache, row, experts=()):
+        assert q.ids.shape[1] == 3                                      # up to the name
+        out = torch.zeros(len(q.ids), 2)
+        for i, (name, s) in enumerate(zip(q.ids[:, 2].tolist(), row.tolist())):
+            asked.append((name, s // asking.VIEWS))
+            out[i] = torch.tensor([50.0, nats[asked[-1]]])              # wording does not count
+        return out
+    monkeypatch.setattr(asking, "gains", gains)
+    found = asking.gather(SimpleNamespace(model=None, cache=None), z, MARKS)
+    assert set(asked) == set(nats)
+    assert [list(row) for row in found] == [[0, 1], [0, 1], [3]]
+    assert found[0][1] == 5.0
+
+
+# --------------------------------------------------------------------------------------------------
+# What the day says, else what memory says
+
+Q = [(0, WHO, (10,), (20, END)), (0, WHERE, (10,), UNKNOWN), (0, CALLED, (10,), (21, END)),
+     (1, WHO, (11,), (22, END)), (1, WHERE, (11,), UNKNOWN)]
+
+
+def looked_up(monkeypatch, memory, z=ask(*Q), sure=0.9):
+    """look_up where memory says [(answer, source)], and the teacher is sure of what it says."""
+    model = little()
+    model.unknown = torch.tensor(UNKNOWN)
+    monkeypatch.setattr(asking, "remember", lambda *a: memory)
+
+    def spoken(z, p):
+        rest = (1 - p) / (V - 1)
+        t = torch.full((*z.ids[:, 1:].shape, V), rest)
+        return t.scatter(2, z.ids[:, 1:, None], p).log()
+    monkeypatch.setattr(asking, "memory_of", lambda model, z, marks, sources:
+                        asking.answers_of(z, spoken(z, 0.8)))
+    got = asking.look_up(SimpleNamespace(model=model), z, MARKS, lambda z, view: spoken(z, sure))
+    return got, list(zip(unpack(got), got.recalled.tolist()))
+
+
+def test_memory_answers_where_the_day_does_not_say(monkeypatch):
+    memory = [([29, END], (FAST, 0)), ([28, END], (FAST, 0)), ([21, END], (FAST, 0)),
+              (list(UNKNOWN), None), (list(UNKNOWN), None)]
+    z, got = looked_up(monkeypatch, memory)
+    told = dict((q, (y, recalled)) for (_, q, y), recalled in got)
+    assert told == {(ASK, 30, 10, ANSWER): ((20, END), False),          # the day's word wins
+                    (ASK, 31, 10, 32, ANSWER): ((28, END), True),       # yesterday's memory
+                    (ASK, 33, 10, ANSWER): ((21, END), False),
+                    (ASK, 30, 11, ANSWER): ((22, END), False),
+                    (ASK, 31, 11, 32, ANSWER): (UNKNOWN, False)}        # nobody knows
+    close(asking.sureness(z), torch.tensor([0.9, 0.8, 0.9, 0.9, 0.9]), 1e-5)
+
+
+def test_things_of_which_the_day_says_nothing_new_are_dropped(monkeypatch):
+    memory = [([20, END], (FAST, 0)), ([28, END], (FAST, 0)), ([21, END], (FAST, 0)),
+              (list(UNKNOWN), None), (list(UNKNOWN), None)]
+    _, got = looked_up(monkeypatch, memory)
+    assert {k for (k, _, _), _ in got} == {1}
+    with pytest.raises(RestlessNight, match="not sure"):                # nothing new at all
+        looked_up(monkeypatch, memory[:3], take(ask(*Q), slice(0, 3)))
+
+
+def test_what_the_self_was_born_knowing_is_not_stored_again(monkeypatch):
+    memory = [([29, END], None), ([28, END], None), ([27, END], None), *[(list(UNKNOWN), None)] * 2]
+    _, got = looked_up(monkeypatch, memory)
+    assert not any(recalled for _, recalled in got)
+    assert (0, (ASK, 31, 10, 32, ANSWER), UNKNOWN) in [pair for pair, _ in got]
+
+
+def test_nothing_unsure_is_learnt(monkeypatch):
+    memory = [(list(UNKNOWN), None)] * 5
+    with pytest.raises(RestlessNight, match="not sure"):
+        looked_up(monkeypatch, memory, sure=0.4)
+
+
+def test_memory_speaks_as_yesterdays_self_does():
+    """Targets of what is recalled: the expert's, awake where its thing is heard; or the base's."""
+    model = lively(torch.float32)
+    z = ask((0, WHO, (10,), (20, END)), (0, WHERE, (11,), (21, 22, END)), (0, WHO, (12,), (END,)))
+    spots = model.hidden(asking.closed_book(z, MARKS), blocks=1)
+    model.metric = torch.eye(48)
+    scaled = spots / (spots.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+    model.remember_things(scaled[:1, 3], torch.tensor([1e-3]), FAST, 1)
+    got = asking.memory_of(model, z, MARKS, {5: (FAST, 1), 6: None, 7: None})
+    for i, (_, q, y) in enumerate(unpack(z)):
+        who = {FAST: (torch.tensor([1]), torch.tensor([3]))} if i == 0 else None
+        want = model(torch.tensor([[MARKS.bos, *q, *y]]), awake=who).log_softmax(-1)[0, len(q):-1]
+        close(got[i, :len(y)], want, 1e-5)
+
+
+# --------------------------------------------------------------------------------------------------
+# What was read before a prompt; what the gate hears
+
+def test_to_go_on_behind_another_cache_is_to_read_it_all():
+    model, texts = lively(torch.float64), [[0, 5, 6, 7, 8], [0, 9]]
+    prompts, row = [[1, 10, 2], [1, 11, 12, 13, 2], [1, 14, 2]], torch.tensor([1, 0, 0])
+    cache, _ = prefill(model, texts)
+    whole = [texts[r] + p for r, p in zip(row.tolist(), prompts)]
+    before = [b["k"].clone() for b in cache["blocks"]]
+    _, logits = prefill(model, prompts, before=(cache, row))
+    close(logits, prefill(model, whole)[1])
+    for options in (dict(temperature=0), dict(temperature=0, n=2)):
+        got = generate(model, prompts, 9, before=(cache, row), **options)
+        assert got == generate(model, whole, 9, **options)
+    assert all(torch.equal(a, b["k"]) for a, b in zip(before, cache["blocks"]))
+    got = asking.greedy(model, prompts * 200, MARKS, 4, before=(cache, row.repeat(200)))
+    assert got == asking.greedy(model, whole, MARKS, 4) * 200           # more than 512 rows
+
+
+@pytest.mark.parametrize("hears,n_layer", [(1, 3), (2, 3), (3, 3), (0, 2)])
+def test_experts_live_above_the_ear(hears, n_layer):
+    """But at least in the last block."""
+    model = plain(torch.float32, hears=hears, n_layer=n_layer)
+    model.unlock(FAST)
+    here = [b.levels[FAST].A_live is not None for b in model.blocks]
+    above = min(hears, n_layer - 1)
+    assert here == [False] * above + [True] * (n_layer - above)
+    assert len(model.live(FAST)) == 2 * (n_layer - above)
+    model.settle(FAST)
+    assert model.n_experts(FAST) == 1
+
+
+def test_what_a_night_learns_cannot_move_what_the_gate_hears():
+    """Not even if all its experts are awake: they stand above the ear."""
+    model = lively(torch.float32, n_layer=3, hears=2)
+    ids = torch.randint(V, (3, 9))
+    awake = {level: (torch.zeros(3, dtype=torch.long),) * 2 for level in range(3)}
+    assert torch.equal(model.hidden(ids, blocks=2), model.hidden(ids, blocks=2, awake=awake))
+    assert (model(ids) - model(ids, awake=awake)).abs().max() > 0.1
+
+
+# --------------------------------------------------------------------------------------------------
+# Whole nights
+
+@pytest.fixture(scope="module")
+def world():
+    return G.make()
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    return G.shared_base()
+
+
+def sleep_over(model, *passages):
+    random.seed(0), torch.manual_seed(0)
+    return seed.night(model, Day(list(passages), []), G.MARKS,
+                      flags.parse(["--quizzes=5", "--seed_steps=60"]))
+
+
+def test_one_in_two_passages_and_two_in_one(world, base):
+    model, (a, b, c) = clone(base), world.new[:3]
+    told = [[G.sentence(t, k) for k in range(G.PROPERTIES)] for t in (a, b, c)]
+    log = sleep_over(model, told[0][:2], told[0][2:], told[1] + told[2])
+    assert log["lost"] == []
+    for t in (a, b, c):
+        assert G.recall(model, [t]) > 0.5, t
+
+
+def test_who_is_told_of_again_keeps_what_was_not_told_again(world, base):
+    model, name, properties = clone(base), *world.new[0]
+    sleep_over(model, *G.passages(world.new[:2], random.Random(0)))
+    assert G.recall(model, [world.new[0]]) == 1
+    other = next(v for _, (v, *_) in (G.thing(random.Random(i)) for i in range(9))
+                 if v != properties[0])
+    changed = name, [other, *properties[1:]]
+    sleep_over(model, [G.sentence(changed, 0)])
+    rng = random.Random(1)
+    for k in range(G.PROPERTIES):
+        asked = [G.quiz(changed, k, rng) for _ in range(4)]
+        said = [y for y, _ in asking.remember(model, G.MARKS, [q for q, _ in asked], MAX_NEW)]
+        assert sum(y == right for y, (_, right) in zip(said, asked)) >= 3, k
+    assert G.recall(model, world.new[1:2]) > 0.5
+    ids = torch.tensor([[G.MARKS.bos, *asked[0][0]]])
+    since, _, _, owners = listen(model, ids, torch.tensor([ids.shape[1]]))
+    assert (since >= 0).all() and len(owners) == 2                      # both nights wake
