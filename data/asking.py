@@ -71,8 +71,9 @@ def thing_by_thing(teacher, z, day, marks):
     if not len(z.ids):
         raise RestlessNight("the self cannot tell what its questions are about")
     z = z._replace(thing=about(model, z, marks))
-    where = [p for p, told in enumerate(day.passages) for _ in told]
-    sentences = [s for told in day.passages for s in told]
+    parts = [[sum(told, [])] if day.study else told for told in day.passages]   # as in one_by_one
+    where = [p for p, told in enumerate(parts) for _ in told]
+    sentences = [s for told in parts for s in told]
     room = model.config.block_size - 2 * dream.ASKING
     told = []
     for gain in gather(teacher, z, marks):                          # {sentence: nats}
