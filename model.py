@@ -15,11 +15,12 @@ Models Need Sleep, arXiv 2606.03979, [S] from here on, Eq. 1-2):
 
 `unlock` adds an expert without changing the function by one bit, `reset` empties a level, `widen`
 makes every matrix wider without changing the function. Which memory a question wakes, and when,
-is told from outside (data/gate.py). A plain transformer is the case of one level without experts;
-GPT-2 is that case.
+is told from outside (data/gate.py), by the state after the lower blocks: they hold no experts, so
+nothing a night learns can move what is heard. A plain transformer is the case of one level without
+experts; GPT-2 is that case.
 
-Simplification: [S] allocates slots of experts at the start and masks them, here a slot is made
-when it is needed (the same function, less memory).
+Simplifications: [S] allocates slots of experts at the start and masks them, here a slot is made
+when it is needed (the same function, less memory). [S] expands every block, here the upper half.
 """
 import copy
 from dataclasses import dataclass, replace

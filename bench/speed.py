@@ -305,7 +305,7 @@ def grow(model, n):
     """A copy of the model with n nights behind it: copies of its first expert (or random ones), and
     of the things that wake it, of which only the last night's are near."""
     model, d = copy.deepcopy(model), model.config.n_embd
-    for level in (block.levels[FAST] for block in model.blocks):
+    for level in (block.levels[FAST] for block in model.remembering()):
         A, B = torch.randn(1, d, level.rank), torch.randn(1, level.rank, d) / 100
         A, B = (level.A, level.B) if len(level.A) else (A.to(level.A), B.to(level.B))
         level.A, level.B = A[:1].repeat(n, 1, 1), B[:1].repeat(n, 1, 1)

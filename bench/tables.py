@@ -109,6 +109,25 @@ def span(runs, key):
     return mean if len(values) < 2 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
+def topics(file):
+    """What the gate knows of topics, what the experts, and what both: a line a measure."""
+    runs = [{**r, "kept a night": mean(r["kept"]), "minutes": r["seconds"]["total"] / 60}
+            for r in file["runs"]]
+    names = {"both": "**gate and experts**", "gate_alone": "gate alone", "experts_alone":
+             "experts alone", "old_before": "the base's classes, before", "old_after":
+             "the base's classes, at the end", "BWT": "BWT", "kept a night": "dreams kept a night",
+             "minutes": "minutes a life, one thread"}
+    return [f"| {runs[0]['data']}, {len(runs)} seeds | mean (least to most) |", "|---|---|",
+            *(f"| {name} | {span_of(runs, key)} |" for key, name in names.items())]
+
+
+def span_of(runs, key):
+    values = [r[key] for r in runs]
+    digits = 3 if max(map(abs, values)) < 2 else 0
+    least, most, m = (f"{x:.{digits}f}" for x in (min(values), max(values), mean(values)))
+    return m if len(values) < 2 else f"{m} ({least} to {most})"
+
+
 def judged(row):
     """An ablation in words: what its ingredient does, or what these seeds could have seen."""
     m, words = mean(row["differences"]), ("worse", "better")

@@ -51,17 +51,21 @@ def states(model, ids):
 
 
 @torch.no_grad()
-def listen(model, ids, lengths):
+def listen(model, ids, lengths, only=None):
     """Which memories does each row wake? ids (B, T) -> (since, thing, far, owners).
 
-    owners (U, 2): (level, expert), oldest first. since (B, U): the last position at which a state
+    owners (U, 2): (level, expert), oldest first, or one alone (only). since (B, U): the last position at which a state
     lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where it reaches
     everywhere, -1 where none does. thing, far (B, U): the nearest of its things there, and its
     squared distance. W is the metric. Of whole texts the nearest thing wins, from the first token
     on.
     """
     (B, T), device = ids.shape, ids.device
-    owners, of = model.owner.unique(dim=0, return_inverse=True)              # (U, 2), (K,)
+    mine = torch.ones_like(model.reach, dtype=torch.bool)
+    if only is not None:
+        mine = (model.owner == torch.tensor(only, device=device)).all(1)
+    things, reach_ = model.things[mine], model.reach[mine]
+    owners, of = model.owner[mine].unique(dim=0, return_inverse=True)        # (U, 2), (K,)
     age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
     since, thing = torch.full((2, B, len(owners)), -1, device=device)
     far = torch.zeros(B, len(owners), device=device)
@@ -69,11 +73,11 @@ def listen(model, ids, lengths):
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
     elif len(owners):
         z, of_row = states(model, ids) @ model.metric.T, of.expand(B, -1)    # (B, T, r)
-        size, number = model.things.square().sum(1), torch.arange(len(of), device=device)
-        since[:, of[model.reach >= EVERYWHERE]] = 0
+        size, number = things.square().sum(1), torch.arange(len(of), device=device)
+        since[:, of[reach_ >= EVERYWHERE]] = 0
         for t in range(T):                                                   # (B, K) at a time
-            gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ model.things.T
-            fires = (gap < model.reach) & (model.reach < EVERYWHERE) & (t < lengths)[:, None]
+            gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ things.T
+            fires = (gap < reach_) & (reach_ < EVERYWHERE) & (t < lengths)[:, None]
             gap = gap.masked_fill(~fires, torch.inf)
             near = torch.full_like(far, torch.inf).scatter_reduce(1, of_row, gap, "amin")
             best = torch.where(fires & (gap == near.gather(1, of_row)), number, -1)
@@ -357,9 +361,7 @@ def wakes(model, z, level, expert, marks):
     """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""
     if model.config.listens == "text":                      # each of several that are proposed
         return torch.zeros_like(z.start)
-    since, _, _, owners = listen(model, behind_bos(z.ids, marks), z.start + 1)
-    mine = (owners == torch.tensor([level, expert], device=owners.device)).all(1)
-    return since[:, mine].amax(1)
+    return listen(model, behind_bos(z.ids, marks), z.start + 1, (level, expert))[0].amax(1)
 
 
 @torch.no_grad()

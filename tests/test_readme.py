@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "bench" / "results"
 PLACES = {"model": "model", "seed": "seed", "dream": "dream", "sleep": "sleep",
-          "gate": "data.gate", "kernels": "data.kernels"}
+          "gate": "data.gate", "asking": "data.asking", "kernels": "data.kernels"}
 
 
 def test_it_can_be_read_in_one_sitting():
