@@ -13,8 +13,9 @@ import dream
 import seed
 from bench import class_incremental as K
 from bench import topics
-from data import classes, exam, flags, gate
+from data import asking, classes, exam, flags, gate
 from data.engine import pad_rows
+from data.quizzes import sureness, unpack
 from model import FAST, SLOW, widen
 from sleep import wake
 from tests.small import ENV, MARKS, PYTHON, ROOT, close, expand, plain, tokens
@@ -274,7 +275,7 @@ def toy(tmp_path_factory):
     patch.setitem(classes.TABLES, "clinc150", table)
     for name, small in (("n_layer", 2), ("n_embd", 64)):
         patch.setitem(flags.FLAGS, name, (small, *flags.FLAGS[name][1:]))
-    for module, name, few in ((seed, "STUDY_STEPS", 40), (seed, "DREAM_STEPS", 4),
+    for module, name, few in ((seed, "STUDY_STEPS", 70), (seed, "DREAM_STEPS", 4),
                               (seed, "HELD_OUT", 16), (dream, "CHOSEN", 4), (dream, "POOL", 32),
                               (dream, "WRITER_STEPS", 4)):
         patch.setattr(module, name, few)
@@ -317,14 +318,14 @@ def test_a_dream_of_a_studied_day_is_called_what_the_self_that_studied_calls_it(
     day, marks = wake(toy.data, 0, [])[0], toy.data.marks
     teacher = seed.hold(toy.base, day, marks)
     z = seed.screen(teacher, dream.write(teacher, marks, 2), marks)
-    z = seed.named(teacher, z, marks)
-    pairs = dream.unpack(z)
+    z = asking.named(teacher, z, marks, seed.reader(teacher))
+    pairs = unpack(z)
     said = gate.greedy(teacher.model, [[marks.bos, *q] for _, q, _ in pairs], marks, gate.MAX_NEW,
                        gate.always(teacher.awake, z.ids))
     names = [tuple(view[1:]) for view in teacher.readings[::dream.VIEWS]]
     assert pairs and [tuple(y) for y in said] == [y for _, _, y in pairs]
     assert all(y == (*names[p], marks.end) for p, _, y in pairs)
-    assert (seed.sureness(z) > seed.MIN_SURE).all() and z.thing.equal(z.passage)
+    assert (sureness(z) > asking.MIN_SURE).all() and z.thing.equal(z.passage)
 
 
 def test_a_day_that_was_studied_is_over_in_the_morning(toy):
