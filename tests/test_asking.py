@@ -64,6 +64,23 @@ def test_the_longest_common_wording_counts():
     assert [name for _, name, _ in split(z)] == [(10 + k,) for k in range(6)]
 
 
+@pytest.mark.parametrize("study,home", [([], [{0}, {1}]), ([([0], [1.0])], [{0}, {1}])])
+def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study, home):
+    """Sentence by sentence, or, of a day that was studied, passage by passage."""
+    day = Day([[[10, 5], [10, 6]], [[11, 7]]], study)
+    where = [0, 1, 2] if not study else [0, 0, 1]
+    z = ask(*((k, WHO, (10 + k,), (END,)) for k in (0, 0, 1)))._replace(passage=torch.tensor(where))
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "about", lambda model, z, marks: z.thing)
+    monkeypatch.setattr(asking, "gather", lambda teacher, z, marks:
+                        [{s: 9.0 - s for k, s in zip(z.thing.tolist(), z.passage.tolist())
+                          if k == thing} for thing in (0, 1)])
+    assert len(asking.one_by_one(day).passages) == max(where) + 1
+    z, things, found = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
+    assert found == home and z.passage.tolist() == [0, 0, 1]
+    assert [sum(told, []) for told in things.passages] == [[10, 5, 10, 6], [11, 7]]
+
+
 # --------------------------------------------------------------------------------------------------
 # Everything that can be asked
 

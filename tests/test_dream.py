@@ -159,7 +159,8 @@ def test_the_gradient_is_that_of_the_loss():
     model, z = little().double(), packed(QUIZZES[:1])
     grad = dream.gradients(model, z, MARKS, torch.zeros(1, dtype=torch.long))[0]
     model.unlock(TRIAL)
-    awake, B = dream.copies(torch.zeros(1, dtype=torch.long)), model.remembering()[0].levels[TRIAL].B_live
+    awake = dream.copies(torch.zeros(1, dtype=torch.long))
+    B = model.remembering()[0].levels[TRIAL].B_live
     for at in (0, 17, 40):
         losses = []
         for step in (1e-4, -1e-4):                          # the logits are rounded to float32

@@ -122,7 +122,7 @@ def test_only_the_memory_whose_thing_ends_last_is_asked(monkeypatch):
 
 
 def test_which_memories_one_question_means_by_hand():
-    """(since, thing, far) of each memory, the oldest first; things 0 and 1 are the same, 2 is not."""
+    """(since, thing, far) of each memory, the oldest first; things 0 and 1 are the same."""
     alike = [[True, True, False], [True, True, False], [False, False, True]]
 
     def called(*woken):
@@ -241,8 +241,8 @@ def test_gains_are_log_ratios_of_the_words_of_questions():
 def test_a_thing_stands_where_the_gain_has_come():
     """From a tenth to MOST of it, and over the tokens right behind that still gain."""
     # <ask> a b c <answer>: gains of a, b, c, <answer>; <ask> itself is token 1, a token 2
-    gain = {(0.0, 3.0, 7.0, 0.0): (3, 4), (5.0, -9.0, 5.0, 0.0): (2, 4), (8.0, 1.0, 1.0, 0.0): (2, 2),
-            (0.9, 0.5, 9.0, 0.0): (3, 4),                               # a tenth has not come
+    gain = {(0.0, 3.0, 7.0, 0.0): (3, 4), (5.0, -9.0, 5.0, 0.0): (2, 4),
+            (8.0, 1.0, 1.0, 0.0): (2, 2), (0.9, 0.5, 9.0, 0.0): (3, 4),                               # a tenth has not come
             (20.0, 1.6, 1.6, 0.0): (2, 4), (20.0, 1.0, 1.6, 0.0): (2, 2)}   # SYLLABLE is 1.5
     begin, end = gate.specific(torch.tensor(list(gain)))
     assert list(zip(begin.tolist(), end.tolist())) == list(gain.values())
