@@ -242,7 +242,7 @@ def test_a_thing_stands_where_the_gain_has_come():
     """From a tenth to MOST of it, and over the tokens right behind that still gain."""
     # <ask> a b c <answer>: gains of a, b, c, <answer>; <ask> itself is token 1, a token 2
     gain = {(0.0, 3.0, 7.0, 0.0): (3, 4), (5.0, -9.0, 5.0, 0.0): (2, 4),
-            (8.0, 1.0, 1.0, 0.0): (2, 2), (0.9, 0.5, 9.0, 0.0): (3, 4),                               # a tenth has not come
+            (8.0, 1.0, 1.0, 0.0): (2, 2), (0.9, 0.5, 9.0, 0.0): (3, 4),           # a tenth has not
             (20.0, 1.6, 1.6, 0.0): (2, 4), (20.0, 1.0, 1.6, 0.0): (2, 2)}   # SYLLABLE is 1.5
     begin, end = gate.specific(torch.tensor(list(gain)))
     assert list(zip(begin.tolist(), end.tolist())) == list(gain.values())
