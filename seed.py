@@ -34,7 +34,7 @@ from data.text import pad_documents
 from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
-STEPS, STUDIED = 5, 10              # of distillation, a thing; where the day was studied
+STEPS, STUDIED, LEAST = 5, 10, 40   # of distillation, a thing; a studied one; in all, at least
 BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
 SHRUGS = 0.4                        # how often "I do not know" is learnt: there is so much unknown
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
@@ -80,7 +80,7 @@ def night(model, day, marks, a):
     if a.budget:                                                # learn from few dreams: choose them
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
     things = len(z.thing.unique())
-    steps = a.seed_steps or (STUDIED if day.study else STEPS) * things
+    steps = a.seed_steps or max(LEAST, (STUDIED if day.study else STEPS) * things)
     often = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
     log |= distil(model, params, z, teach, marks, level, steps, a, often, bank)     # 4. distil
     if a.dream:                                                                     # 5. dream
