@@ -68,8 +68,8 @@ def night(model, day, marks, a):
     if model.config.listens == "text":                          # a passage is the name of a topic
         z = asking.named(teacher, z, marks, reader(teacher))
     else:                                                       # the day again, thing by thing
-        z, things, home = asking.thing_by_thing(teacher, z, day, marks)
-        teacher = hold(cold, things, marks)._replace(home=home)
+        z, things, home, parts = asking.thing_by_thing(teacher, z, day, marks)
+        teacher = hold(cold, things, marks)._replace(home=home, parts=parts)
         z = asking.ask_everything(teacher, z, marks)
         z = look_up(teacher, z, marks, reader(teacher))
     teach = reader(teacher)
@@ -130,7 +130,7 @@ def hold(cold, day, marks):
     blank = [[marks.bos]] * len(readings)
     held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
     home = [{p} for p in range(len(day.passages))]
-    return Teacher(model, readings, cache, held, awake, home)
+    return Teacher(model, readings, cache, held, awake, home, day.passages)
 
 
 def study(model, documents):

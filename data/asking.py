@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import dream
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
-                       remember, said, specific, wakes)
+                       remember, said, specific, stands_in, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, repack, split,
                           sureness, take, unpack)
 from dream import VIEWS
@@ -64,8 +64,8 @@ def one_by_one(day):
 def thing_by_thing(teacher, z, day, marks):
     """The things that quizzes z about single sentences ask for, and what was told of each.
 
-    Returns (quizzes, day, home): their passages are things now, and so are those of the day;
-    home: [{passages of the real day}] of each thing. Raises RestlessNight.
+    Returns (quizzes, day, home, parts): their passages are things now, and so are those of the day;
+    home: [{passages of the real day}] of each thing, parts: [its sentences]. Raises RestlessNight.
     """
     model, z = teacher.model, apart(sensible(teacher, z))
     if not len(z.ids):
@@ -84,7 +84,8 @@ def thing_by_thing(teacher, z, day, marks):
                 best.append(i)
         told.append(best)
     things = day._replace(passages=[[sentences[i] for i in some] for some in told])
-    return z._replace(passage=z.thing), things, [{where[i] for i in some} for some in told]
+    home, parts = [{where[i] for i in some} for some in told], things.passages
+    return z._replace(passage=z.thing), things, home, parts
 
 
 def sensible(teacher, z):
@@ -150,15 +151,28 @@ def gather(teacher, z, marks):
 # Everything that can be asked
 
 def ask_everything(teacher, z, marks):
-    """Quizzes z about things, their passages -> many more, answered from what was told of each."""
+    """Quizzes z about things, their passages -> many more, answered from what was told of each: by
+    all of it, else by a single sentence of it."""
     z = sensible(teacher, cross(z, marks))
-    asked = unpack(z)
-    read = teacher.cache, z.passage * VIEWS
-    answers = greedy(teacher.model, [list(q) for _, q, _ in asked], marks, MAX_NEW, before=read)
-    pairs = [(k, q, says(teacher.model, q, y)) for (k, q, _), y in zip(asked, answers)]
-    whole = [y[-1:] == (marks.end,) for _, _, y in pairs]
+    asked, unknown = unpack(z), tuple(teacher.model.unknown.tolist())
+    found = read(teacher, asked, [teacher.readings[k * VIEWS][1:] for k, _, _ in asked], marks)
+    again = [(i, s) for i, (k, _, _) in enumerate(asked) if found[i] == unknown
+             for s in teacher.parts[k] if len(teacher.parts[k]) > 1]
+    closer = read(teacher, [asked[i] for i, _ in again], [s for _, s in again], marks)
+    for (i, _), y in zip(again, closer):
+        if found[i] == unknown:
+            found[i] = y
+    pairs = [(k, q, y) for (k, q, _), y in zip(asked, found)]
+    whole = [y[-1:] == (marks.end,) for y in found]
     z = take(repack(z, pairs), torch.tensor(whole, dtype=torch.bool, device=z.ids.device))
-    return take(z, agreed(z, tuple(teacher.model.unknown.tolist())))
+    return take(z, agreed(z, unknown))
+
+
+def read(teacher, asked, texts, marks):
+    """What the self says to each quiz (passage, question, _) with a text in its context: ids."""
+    prompts = [[marks.bos, *text, *q] for text, (_, q, _) in zip(texts, asked)]
+    answers = greedy(teacher.model, prompts, marks, MAX_NEW)
+    return [says(teacher.model, text, q, y) for text, (_, q, _), y in zip(texts, asked, answers)]
 
 
 def cross(z, marks):
@@ -190,11 +204,13 @@ def cross(z, marks):
     return crossed._replace(thing=crossed.passage, begin=begin, end=end, wording=wording)
 
 
-def says(model, question, answer):
-    """An answer as ids; one that only repeats its question says "I do not know"."""
-    words = tuple(answer[:-1])
-    spans = (question[i:i + len(words)] for i in range(len(question)))
-    return tuple(model.unknown.tolist() if words in spans else answer)
+def says(model, text, question, answer):
+    """An answer to a question about a text, as ids. One that only repeats its question says "I do not
+    know", and so does, of a self that answers in the words it reads, one that does not stand there:
+    it remembers somebody else."""
+    words = answer[:-1]
+    told = stands_in(words, text) or not model.quotes
+    return tuple(answer if told and not stands_in(words, question) else model.unknown.tolist())
 
 
 def agreed(z, unknown):
@@ -224,9 +240,8 @@ def agreed(z, unknown):
 # What the day says, else what memory says
 
 def look_up(teacher, z, marks, teach):
-    """Quizzes with targets. Where the day's self says "I do not know", yesterday's memory answers:
+    """Quizzes with targets. Where the day does not say, yesterday's self is the teacher, closed book:
     who returns is stored again whole (reconsolidation). Where they differ, the day's word wins.
-    What the self was born knowing is not stored again: it can never be lost.
 
     Only what the teacher is sure of is kept, and only things of which the day says anything new.
     Raises RestlessNight if nothing is.
@@ -235,9 +250,9 @@ def look_up(teacher, z, marks, teach):
     recalled, novel = {}, set()
     memory = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     for i, ((p, q, y), (was, source), k) in enumerate(zip(pairs, memory, z.thing.tolist())):
-        if y == unknown and source is not None and tuple(was) != unknown:
+        if y == unknown:
             pairs[i], recalled[i] = (p, q, tuple(was)), source
-        elif y not in (unknown, tuple(was)):
+        elif y != tuple(was):
             novel.add(k)                                            # the day changed what is said
     new = repack(z, pairs)
     new = new._replace(recalled=torch.zeros_like(z.thing, dtype=torch.bool))

@@ -25,6 +25,7 @@ from dream import VIEWS
 from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
+QUOTED = 0.8                        # share of answers in the words of the passage: a self that quotes
 SAME = 0.3                          # squared spreads: things nearer to each other are one
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
@@ -427,7 +428,8 @@ def learn_to_listen(model, marks, heard_already=None):
     Where questions about one invented thing become specific, the states differ only by wording:
     their covariance, whitened and scaled so that 98 % of them lie within 1, is the metric. And
     what the self, closed book, says of most things it has invented is "I do not know". What it
-    imagined is kept: a night judges by it how far a thing may reach.
+    imagined is kept: a night judges by it how far a thing may reach. And if its answers mostly
+    stand in the passages word by word, then what does not stand there was not told (`asking.says`).
     """
     if model.config.listens == "text":
         x, thing, _ = hear(model, marks, heard_already)
@@ -452,6 +454,14 @@ def learn_to_listen(model, marks, heard_already=None):
     shrug, often = said_.most_common(1)[0] if said_ else ((), 0)
     if often > len(z.ids) / 2:
         model.unknown = torch.tensor(shrug, device=model.device)
+    quoted = [stands_in(y[:-1], texts[p]) for p, _, y in unpack(z) if y != shrug]
+    model.quotes.fill_(sum(quoted) > QUOTED * len(quoted))
+
+
+def stands_in(words, text):
+    """Do these ids stand in that order in a text?"""
+    words, text = tuple(words), tuple(text)
+    return any(text[i:i + len(words)] == words for i in range(len(text)))
 
 
 def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
