@@ -25,7 +25,7 @@ from dream import VIEWS
 from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
-QUOTED = 0.8                        # share of answers in the words of the passage: a self that quotes
+QUOTED = 0.5                        # share of answers in the words of the passage: a self that quotes
 SAME = 0.3                          # squared spreads: things nearer to each other are one
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
