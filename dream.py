@@ -39,9 +39,10 @@ TRIAL_STEPS, TRIAL_LR = 4, 0.01     # Adam, on an isolated copy
 WRITER_STEPS, WRITER_LR = 16, 3e-3  # Adam, ReST-EM
 FLOOR = 0.05                        # of the curriculum: nothing is never drawn
 
-Teacher = namedtuple("Teacher", "model readings cache held awake home parts")
+Teacher = namedtuple("Teacher", "model readings cache held awake home parts", defaults=[None] * 2)
 # readings: the day's passages as contexts, VIEWS a passage, and their cache; held: the cache that
-# answers (of the readings, or of nothing if the day was studied); awake: the expert that studied
+# answers (of the readings, or of nothing if the day was studied); awake: the expert that studied;
+# home: of each passage that is a thing, the day's passages that spoke of it; parts: its sentences
 
 
 # --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from data.engine import attend_behind, rows_of, visible
 from data.kernels import grouped_experts
 
 TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
+GATE = ("things", "reach", "owner", "names", "unknown", "imagined", "quotes")   # not its metric
 
 
 @dataclass
@@ -205,7 +206,7 @@ class GPT(nn.Module):
         self.register_buffer("owner", torch.zeros(0, 2, dtype=torch.long))      # (level, expert)
         self.register_buffer("names", torch.zeros(0, 0, dtype=torch.long))   # (K, n) ids, -1 behind
         self.register_buffer("unknown", torch.zeros(0, dtype=torch.long))  # "I do not know", as ids
-        self.register_buffer("quotes", torch.tensor(False))     # it answers in the words it has read
+        self.register_buffer("quotes", torch.tensor(False))    # it answers in the words it has read
         self.register_buffer("imagined", torch.zeros(0, 0, dtype=torch.long))   # (N, T) questions
         for p in self.parameters():
             if p.ndim == 2 and p.shape[1] > 8:
@@ -412,7 +413,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         elif name == "metric":                              # the gate hears what it heard before
             t = (t * ratio ** 0.5).view(len(t), t.shape[1] // old.n_embd, old.n_embd)
             state[name] = grow(t, [*t.shape[:2], D]).flatten(1)
-        elif name in ("things", "reach", "owner", "names", "unknown", "imagined", "quotes"):
+        elif name in GATE:
             state[name] = t
         else:
             state[name] = grow(t, shape, noise=float(".up." in name))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 import dream
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
                        remember, said, specific, stands_in, wakes)
-from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, repack, split,
-                          sureness, take, unpack)
+from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, repack,
+                          split, sureness, take, unpack)
 from dream import VIEWS
 
 FEW = 3                             # things about which a wording must have been heard
@@ -155,7 +155,8 @@ def ask_everything(teacher, z, marks):
     all of it, else by a single sentence of it."""
     z = sensible(teacher, cross(z, marks))
     asked, unknown = unpack(z), tuple(teacher.model.unknown.tolist())
-    found = read(teacher, asked, [teacher.readings[k * VIEWS][1:] for k, _, _ in asked], marks)
+    texts = [teacher.readings[k * VIEWS][1:] for k, _, _ in asked]
+    found = read(teacher, asked, texts, marks, (teacher.cache, z.passage * VIEWS))
     again = [(i, s) for i, (k, _, _) in enumerate(asked) if found[i] == unknown
              for s in teacher.parts[k] if len(teacher.parts[k]) > 1]
     closer = read(teacher, [asked[i] for i, _ in again], [s for _, s in again], marks)
@@ -168,10 +169,12 @@ def ask_everything(teacher, z, marks):
     return take(z, agreed(z, unknown))
 
 
-def read(teacher, asked, texts, marks):
-    """What the self says to each quiz (passage, question, _) with a text in its context: ids."""
-    prompts = [[marks.bos, *text, *q] for text, (_, q, _) in zip(texts, asked)]
-    answers = greedy(teacher.model, prompts, marks, MAX_NEW)
+def read(teacher, asked, texts, marks, before=None):
+    """What the self says to each quiz (passage, question, _) with a text in its context: ids.
+    before: the texts as rows of a cache, if they have been read (`engine.prefill`)."""
+    begin = [[] if before else [marks.bos, *text] for text in texts]
+    prompts = [[*text, *q] for text, (_, q, _) in zip(begin, asked)]
+    answers = greedy(teacher.model, prompts, marks, MAX_NEW, before=before)
     return [says(teacher.model, text, q, y) for text, (_, q, _), y in zip(texts, asked, answers)]
 
 
@@ -205,9 +208,9 @@ def cross(z, marks):
 
 
 def says(model, text, question, answer):
-    """An answer to a question about a text, as ids. One that only repeats its question says "I do not
-    know", and so does, of a self that answers in the words it reads, one that does not stand there:
-    it remembers somebody else."""
+    """An answer to a question about a text, as ids. One that only repeats its question says "I do
+    not know". So does one that does not stand in the text, if the self answers in the words it
+    reads: it speaks of somebody else."""
     words = answer[:-1]
     told = stands_in(words, text) or not model.quotes
     return tuple(answer if told and not stands_in(words, question) else model.unknown.tolist())
@@ -240,27 +243,28 @@ def agreed(z, unknown):
 # What the day says, else what memory says
 
 def look_up(teacher, z, marks, teach):
-    """Quizzes with targets. Where the day does not say, yesterday's self is the teacher, closed book:
-    who returns is stored again whole (reconsolidation). Where they differ, the day's word wins.
+    """Quizzes with targets. Where the day does not say, yesterday's self is the teacher, closed
+    book: who returns is stored again whole (reconsolidation). Where they differ, the day's word
+    wins.
 
     Only what the teacher is sure of is kept, and only things of which the day says anything new.
     Raises RestlessNight if nothing is.
     """
     model, pairs, unknown = teacher.model, unpack(z), tuple(teacher.model.unknown.tolist())
-    recalled, novel = {}, set()
+    recalled, news = {}, []
     memory = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
-    for i, ((p, q, y), (was, source), k) in enumerate(zip(pairs, memory, z.thing.tolist())):
+    for i, ((p, q, y), (was, source)) in enumerate(zip(pairs, memory)):
+        news.append(y not in (unknown, tuple(was)))                 # the day changed what is said
         if y == unknown:
             pairs[i], recalled[i] = (p, q, tuple(was)), source
-        elif y != tuple(was):
-            novel.add(k)                                            # the day changed what is said
     new = repack(z, pairs)
     new = new._replace(recalled=torch.zeros_like(z.thing, dtype=torch.bool))
     new = with_targets(new, teach, READINGS)
     for i, target in zip(recalled, memory_of(model, take(new, list(recalled)), marks, recalled)):
         new.target[i], new.recalled[i] = target, True
-    of_use = torch.tensor([k in novel for k in z.thing.tolist()], device=model.device)
-    new = take(new, of_use & (sureness(new) > MIN_SURE))
+    sure = sureness(new) > MIN_SURE
+    told_of = new.thing[sure & torch.tensor(news, device=sure.device)]
+    new = take(new, sure & torch.isin(new.thing, told_of))
     if not len(new.ids):
         raise RestlessNight("the self is not sure of any answer about its day")
     return new

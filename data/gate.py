@@ -25,7 +25,7 @@ from dream import VIEWS
 from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
-QUOTED = 0.5                        # share of answers in the words of the passage: a self that quotes
+QUOTED = 0.5                        # share of answers in the words read, of a self that quotes
 SAME = 0.3                          # squared spreads: things nearer to each other are one
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
@@ -55,9 +55,9 @@ def states(model, ids):
 def listen(model, ids, lengths, only=None):
     """Which memories does each row wake? ids (B, T) -> (since, thing, far, owners).
 
-    owners (U, 2): (level, expert), oldest first, or one alone (only). since (B, U): the last position at which a state
-    lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where it reaches
-    everywhere, -1 where none does. thing, far (B, U): the nearest of its things there, and its
+    owners (U, 2): (level, expert), oldest first, or `only` one. since (B, U): the last position at
+    which a state lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where
+    it reaches everywhere, -1 where none does. thing, far (B, U): the nearest of its things there, and its
     squared distance. W is the metric. Of whole texts the nearest thing wins, from the first token
     on.
     """

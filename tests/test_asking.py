@@ -76,8 +76,8 @@ def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study, home):
                         [{s: 9.0 - s for k, s in zip(z.thing.tolist(), z.passage.tolist())
                           if k == thing} for thing in (0, 1)])
     assert len(asking.one_by_one(day).passages) == max(where) + 1
-    z, things, found = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
-    assert found == home and z.passage.tolist() == [0, 0, 1]
+    z, things, found, parts = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
+    assert parts == things.passages and found == home and z.passage.tolist() == [0, 0, 1]
     assert [sum(told, []) for told in things.passages] == [[10, 5, 10, 6], [11, 7]]
 
 
@@ -126,11 +126,22 @@ def test_a_name_up_to_answer_tells_nothing():
 
 
 def test_an_answer_that_repeats_its_question_says_nothing():
-    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN))
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), quotes=torch.tensor(False))
     question = (ASK, 30, 10, 11, ANSWER)
     for answer, says in (((20, 21, END), (20, 21, END)), ((10, 11, END), UNKNOWN),
                          ([11, END], UNKNOWN), ((11, 10, END), (11, 10, END)), ((END,), UNKNOWN)):
-        assert asking.says(model, question, answer) == says
+        assert asking.says(model, [], question, answer) == says
+
+
+def test_a_self_that_quotes_says_nothing_that_does_not_stand_there():
+    """It would speak of somebody else, whom it remembers."""
+    quotes, question, text = torch.tensor(True), (ASK, 30, 10, ANSWER), [10, 20, 21, 11, 22]
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), quotes=quotes)
+    for answer, says in (((20, 21, END), (20, 21, END)), ((20, 22, END), UNKNOWN),
+                         ((23, END), UNKNOWN), ((10, END), UNKNOWN)):
+        assert asking.says(model, text, question, answer) == says
+    model.quotes = torch.tensor(False)
+    assert asking.says(model, text, question, (23, END)) == (23, END)
 
 
 def test_what_a_minority_of_wordings_got_is_dropped():
@@ -229,8 +240,8 @@ def test_memory_answers_where_the_day_does_not_say(monkeypatch):
                     (ASK, 31, 10, 32, ANSWER): ((28, END), True),       # yesterday's memory
                     (ASK, 33, 10, ANSWER): ((21, END), False),
                     (ASK, 30, 11, ANSWER): ((22, END), False),
-                    (ASK, 31, 11, 32, ANSWER): (UNKNOWN, False)}        # nobody knows
-    close(asking.sureness(z), torch.tensor([0.9, 0.8, 0.9, 0.9, 0.9]), 1e-5)
+                    (ASK, 31, 11, 32, ANSWER): (UNKNOWN, True)}         # it knows that it does not
+    close(asking.sureness(z), torch.tensor([0.9, 0.8, 0.9, 0.9, 0.8]), 1e-5)
 
 
 def test_things_of_which_the_day_says_nothing_new_are_dropped(monkeypatch):
@@ -242,11 +253,10 @@ def test_things_of_which_the_day_says_nothing_new_are_dropped(monkeypatch):
         looked_up(monkeypatch, memory[:3], take(ask(*Q), slice(0, 3)))
 
 
-def test_what_the_self_was_born_knowing_is_not_stored_again(monkeypatch):
+def test_what_the_self_was_born_knowing_is_stored_with_what_is_new(monkeypatch):
     memory = [([29, END], None), ([28, END], None), ([27, END], None), *[(list(UNKNOWN), None)] * 2]
     _, got = looked_up(monkeypatch, memory)
-    assert not any(recalled for _, recalled in got)
-    assert (0, (ASK, 31, 10, 32, ANSWER), UNKNOWN) in [pair for pair, _ in got]
+    assert ((0, (ASK, 31, 10, 32, ANSWER), (28, END)), True) in got
 
 
 def test_nothing_unsure_is_learnt(monkeypatch):
