@@ -57,9 +57,9 @@ def listen(model, ids, lengths, only=None):
 
     owners (U, 2): (level, expert), oldest first, or `only` one. since (B, U): the last position at
     which a state lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where
-    it reaches everywhere, -1 where none does. thing, far (B, U): the nearest of its things there, and its
-    squared distance. W is the metric. Of whole texts the nearest thing wins, from the first token
-    on.
+    it reaches everywhere, -1 where none does. thing, far (B, U): the nearest of its things there,
+    and its squared distance. W is the metric. Of whole texts the nearest thing wins, from the
+    first token on.
     """
     (B, T), device = ids.shape, ids.device
     mine = torch.ones_like(model.reach, dtype=torch.bool)
