@@ -153,7 +153,7 @@ def test_lora_changes_linear_layers_by_low_rank_and_nothing_else():
     a_night("sft_lora", model, tokens=900)
     assert model.state_dict().keys() == base.state_dict().keys()
     for k, w in model.state_dict().items():
-        change = w - base.state_dict()[k]
+        change = w.double() - base.state_dict()[k].double()
         linear = any(n in k for n in (".qkv.", ".proj.", ".up.", ".down."))
         assert bool(change.numel() and change.abs().max() > 0) == linear, k
         if linear:
