@@ -328,7 +328,9 @@ def test_a_closed_or_full_terminal_costs_nothing(streams, tmp_path):
 
 def test_ctrl_c_while_torch_loads_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    r = subprocess.run([sys.executable, "-c", "from data import run"], capture_output=True,
+    code = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from data import run")              # a job in the background would not hear a Ctrl-C
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True,
                        text=True, timeout=60, cwd=ROOT,
                        env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert r.returncode and r.stderr.strip().endswith("interrupted")
