@@ -24,6 +24,7 @@ when it is needed (the same function, less memory). [S] expands every block, her
 """
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -391,13 +392,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     ratio = old.n_embd / new.n_embd
     new.norm_eps = old.norm_eps * ratio
     wide = GPT(new).to(device=model.device, dtype=model.wte.weight.dtype)
-    gen = torch.Generator().manual_seed(seed)
-
-    def grow(t, shape, noise=0.0):
-        big = torch.randn(shape, generator=gen).to(t) * (noise * old.n_embd ** -0.5)
-        big[tuple(slice(size) for size in t.shape)] = t
-        return big
-
+    grow = partial(grown, gen=torch.Generator().manual_seed(seed), std=old.n_embd ** -0.5)
     D, shapes, state = new.n_embd, wide.state_dict(), {}
     for name, t in model.state_dict().items():
         leaf, shape = name.rpartition(".")[2], shapes[name].shape
@@ -419,3 +414,10 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
             state[name] = grow(t, shape, noise=float(".up." in name))
     wide.load_state_dict(state)
     return wide
+
+
+def grown(t, shape, gen, std, noise=0.0):
+    """A tensor of a larger shape with t in its corner, zero elsewhere, or random (noise 1)."""
+    big = torch.randn(shape, generator=gen).to(t) * (noise * std)
+    big[tuple(slice(size) for size in t.shape)] = t
+    return big

@@ -319,7 +319,7 @@ def test_sleeping_code_knows_no_world(chapter):
     """It imports nothing that holds text, and no word of the world stands in its code."""
     allowed = {"dream", "model", "data.text", "data.team", "data.engine", "data.kernels",
                "data.gate", "data.asking", "data.quizzes"}
-    others = {"math", "random", "collections", "copy", "dataclasses", "torch", "torch.nn",
+    others = {"math", "random", "collections", "copy", "dataclasses", "functools", "torch", "torch.nn",
               "torch.nn.functional", "tqdm"}
     assert imports(chapter) <= allowed | others
     source = (ROOT / chapter).read_text()
