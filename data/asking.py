@@ -125,7 +125,7 @@ def gather(teacher, z, marks):
     """Which sentences speak of each thing: [{sentence: nats that its words gain from it}].
 
     Looked for where it was asked about, and wherever else the things of those sentences were. It
-    is spoken of where the gain is more than TOLD, and half of the greatest.
+    is spoken of where the gain is the greatest, or more than TOLD and half of the greatest.
     """
     asked, here, first = {}, {}, {}
     for i, (k, s) in enumerate(zip(z.thing.tolist(), z.passage.tolist())):
@@ -220,7 +220,7 @@ def agreed(z, unknown):
     """(N,) False where an answer is not what most wordings of the same question got.
 
     Two wordings ask the same if, of the things of which both were asked, they got the same known
-    answer FEW times, and other ones less than a third as often.
+    answer FEW times or more, and other ones at most a third as often.
     """
     answers, rows = {}, list(zip(z.thing.tolist(), split(z), unpack(z)))
     for k, (before, _, after), (_, _, y) in rows:

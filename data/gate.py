@@ -103,9 +103,12 @@ def remember(model, marks, asked, max_new=MAX_NEW):
         return judge(model, marks, asked)
     prompts = [[marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
-    *woken, owners = listen(model, *pad_rows(prompts, model.device))
-    alike = torch.cdist(model.things, model.things).square() < SAME if len(owners) else []
-    woken = [called(*row, alike) for row in zip(*(t.tolist() for t in woken))]
+    since, thing, far, owners = listen(model, *pad_rows(prompts, model.device))
+    heard_of = thing[thing >= 0].unique()                   # few of all the things that are known
+    place = model.things[heard_of] if len(owners) else torch.zeros(0, 0)
+    alike = torch.cdist(place, place).square() < SAME
+    thing = torch.where(thing < 0, -1, torch.searchsorted(heard_of, thing))
+    woken = [called(*row, alike) for row in zip(*(t.tolist() for t in (since, thing, far)))]
     owners = owners.tolist()
     found, waiting = [None] * len(prompts), list(range(len(prompts)))
     while waiting:
