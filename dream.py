@@ -42,7 +42,8 @@ FLOOR = 0.05                        # of the curriculum: nothing is never drawn
 Teacher = namedtuple("Teacher", "model readings cache held awake home parts", defaults=[None] * 2)
 # readings: the day's passages as contexts, VIEWS a passage, and their cache; held: the cache that
 # answers (of the readings, or of nothing if the day was studied); awake: the expert that studied;
-# home: of each passage that is a thing, the day's passages that spoke of it; parts: its sentences
+# home: which passages of the real day each passage is made of; parts: of each passage that is a
+# thing, those that are its single sentences
 
 
 # --------------------------------------------------------------------------------------------------

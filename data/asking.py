@@ -64,8 +64,10 @@ def one_by_one(day):
 def thing_by_thing(teacher, z, day, marks):
     """The things that quizzes z about single sentences ask for, and what was told of each.
 
-    Returns (quizzes, day, home, parts): their passages are things now, and so are those of the day;
-    home: [{passages of the real day}] of each thing, parts: [its sentences]. Raises RestlessNight.
+    Returns (quizzes, day, home, parts): the passages of the day are the things now, all that was
+    told of each, and behind them every single sentence; those of the quizzes are things. home:
+    [{passages of the real day}] of each; parts: of each thing, the passages that are its sentences.
+    Raises RestlessNight.
     """
     model, z = teacher.model, apart(sensible(teacher, z))
     if not len(z.ids):
@@ -83,9 +85,10 @@ def thing_by_thing(teacher, z, day, marks):
             if size < room or not best:
                 best.append(i)
         told.append(best)
-    things = day._replace(passages=[[sentences[i] for i in some] for some in told])
-    home, parts = [{where[i] for i in some} for some in told], things.passages
-    return z._replace(passage=z.thing), things, home, parts
+    wholes, singles = [[sentences[i] for i in some] for some in told], [[s] for s in sentences]
+    home = [{where[i] for i in some} for some in told] + [{p} for p in where]
+    parts = [[len(told) + i for i in some] for some in told]
+    return z._replace(passage=z.thing), day._replace(passages=wholes + singles), home, parts
 
 
 def sensible(teacher, z):
@@ -154,28 +157,28 @@ def ask_everything(teacher, z, marks):
     """Quizzes z about things, their passages -> many more, answered from what was told of each: by
     all of it, else by a single sentence of it."""
     z = sensible(teacher, cross(z, marks))
-    asked, unknown = unpack(z), tuple(teacher.model.unknown.tolist())
-    texts = [teacher.readings[k * VIEWS][1:] for k, _, _ in asked]
-    found = read(teacher, asked, texts, marks, (teacher.cache, z.passage * VIEWS))
-    again = [(i, s) for i, (k, _, _) in enumerate(asked) if found[i] == unknown
+    pairs, unknown = unpack(z), tuple(teacher.model.unknown.tolist())
+    pairs = [(k, q, y) for (k, q, _), y in zip(pairs, read(teacher, pairs, marks))]
+    again = [(i, (s, q, y)) for i, (k, q, y) in enumerate(pairs) if y == unknown
              for s in teacher.parts[k] if len(teacher.parts[k]) > 1]
-    closer = read(teacher, [asked[i] for i, _ in again], [s for _, s in again], marks)
-    for (i, _), y in zip(again, closer):
-        if found[i] == unknown:
-            found[i] = y
-    pairs = [(k, q, y) for (k, q, _), y in zip(asked, found)]
-    whole = [y[-1:] == (marks.end,) for y in found]
+    closer = read(teacher, [pair for _, pair in again], marks)
+    for (i, (s, q, _)), y in zip(again, closer):
+        if pairs[i][2] == unknown != y:
+            pairs[i] = s, q, y
+    whole = [y[-1:] == (marks.end,) for _, _, y in pairs]
     z = take(repack(z, pairs), torch.tensor(whole, dtype=torch.bool, device=z.ids.device))
     return take(z, agreed(z, unknown))
 
 
-def read(teacher, asked, texts, marks, before=None):
-    """What the self says to each quiz (passage, question, _) with a text in its context: ids.
-    before: the texts as rows of a cache, if they have been read (`engine.prefill`)."""
-    begin = [[] if before else [marks.bos, *text] for text in texts]
-    prompts = [[*text, *q] for text, (_, q, _) in zip(begin, asked)]
-    answers = greedy(teacher.model, prompts, marks, MAX_NEW, before=before)
-    return [says(teacher.model, text, q, y) for text, (_, q, _), y in zip(texts, asked, answers)]
+def read(teacher, asked, marks):
+    """What the self says to each quiz (passage, question, _) with that passage in context: ids."""
+    if not asked:
+        return []
+    rows = torch.tensor([p * VIEWS for p, _, _ in asked], device=teacher.model.device)
+    prompts = [list(q) for _, q, _ in asked]
+    answers = greedy(teacher.model, prompts, marks, MAX_NEW, before=(teacher.cache, rows))
+    return [says(teacher.model, teacher.readings[p * VIEWS][1:], q, y)
+            for (p, q, _), y in zip(asked, answers)]
 
 
 def cross(z, marks):

@@ -26,7 +26,7 @@ from model import SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
 QUOTED = 0.5                        # share of answers in the words read, of a self that quotes
-SAME = 0.3                          # squared spreads: things nearer to each other are one
+SAME = 0.5                          # squared spreads: things nearer to each other are one
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
@@ -384,7 +384,8 @@ def reach(model, mean, count, z, teacher, marks):
     n = nearest(model, [[marks.bos, *q] for q in others], mean)                     # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
-        home = torch.zeros(K, dtype=torch.long, device=n.device).scatter(0, z.thing, z.passage)
+        home = z.passage.new_zeros(K).scatter_reduce(0, z.thing, z.passage, "amin",
+                                                     include_self=False)
         doubt = pack([(int(home[j]), others[i], (marks.end,))
                             for i, j in zip(row.tolist(), k.tolist())], n.device)
         gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,

@@ -123,9 +123,10 @@ Told = namedtuple("Told", "kind facts")             # a passage of a day: why it
 # People
 
 
-def new_name(rng):
-    """A name of 1 to 6 tokens: Hazel; Ada Mason; Ben Dora Dalbunmek; Otto de Silwis."""
-    if rng.random() < 0.06:
+def new_name(rng, single=0.06):
+    """A name of 1 to 6 tokens: Hazel; Ada Mason; Ben Dora Dalbunmek; Otto de Silwis. single: how
+    often it is a single word that means something else, too."""
+    if rng.random() < single:
         return rng.choice(STREETS + PLACES)
     syllables = rng.choices([0, 2, 3], [0.3, 0.4, 0.3])[0]
     surname = rng.choice(HEAD) + "".join(rng.choice(TAIL) for _ in range(syllables - 1))
@@ -139,9 +140,10 @@ def new_value(relation, rng, friends):
 
 
 def stranger(world, rng):
-    """The name of anyone who is neither old nor ever to be met."""
+    """The name of anyone who is neither old nor ever to be met; many of a single word, which are
+    harder to read as names."""
     while True:
-        name = new_name(rng)
+        name = new_name(rng, single=0.12)
         if name not in world["taken"]:
             return name
 
@@ -204,19 +206,20 @@ def described(fact):
 # ------------------------------------------------------------------------------------------------
 # Pretraining documents
 
-Stage = namedtuple("Stage", "until people facts same reading room read recall")
+Stage = namedtuple("Stage", "until people facts same linked reading room read recall")
 # until which share of pretraining; weights of 1, 2, 3 people in a passage; most facts of a person;
-# chance that the same things are told of all; share of documents with a passage; tokens; what is
-# asked after a passage, what without one. First a passage has to be read at all, then names.
+# chance that the same things are told of all; that someone else is only said to have one of them
+# as a friend; share of documents with a passage; tokens; what is asked after a passage, what
+# without one. First a passage has to be read at all, then names, then who is whose friend.
 PLAIN = ({"told": 10, "reversed": 1, "untold": 2}, {"told": 10, "reversed": 1, "stranger": 2})
 READ = {"told": 34, "typed": 10, "reversed": 13, "described": 7, "two_hops": 3, "untold": 17,
-        "mentioned": 12, "nobody": 2, "chat": 2, "old": 5, "stranger": 5}
+        "mentioned": 14, "nobody": 2, "chat": 2, "old": 5, "stranger": 5}
 RECALL = {"told": 40, "typed": 9, "reversed": 11, "described": 9, "two_hops": 8, "nobody": 4,
           "chat": 3, "stranger": 16}
-STAGES = [Stage(0.06, [1, 0, 0], 3, 0.0, 1.0, 96, *PLAIN),
-          Stage(0.30, [0, 7, 3], 3, 0.9, 1.0, 112, *PLAIN),
-          Stage(0.45, [2, 6, 2], 4, 0.8, 0.8, 128, READ, RECALL),
-          Stage(1.00, [5, 4, 1], 5, 0.6, 0.8, 144, READ, RECALL)]
+STAGES = [Stage(0.06, [1, 0, 0], 3, 0.0, 0.0, 1.0, 96, *PLAIN),
+          Stage(0.30, [0, 7, 3], 3, 0.9, 0.0, 1.0, 112, *PLAIN),
+          Stage(0.45, [2, 6, 2], 4, 0.8, 0.5, 0.8, 128, READ, RECALL),
+          Stage(1.00, [5, 4, 1], 5, 0.6, 0.5, 0.8, 144, READ, RECALL)]
 
 
 def stage_at(share):
@@ -273,7 +276,7 @@ def about(style, fact, facts, truth, rng):
     elif style != "told":                                # mostly about what was told
         other = [k for k in RELATIONS if style != "described" or k != relation]
         relation = rng.choice(told if told and rng.random() < 0.8 else other)
-        if style == "mentioned" and rng.random() < 0.25:     # being a friend is not having one
+        if style == "mentioned" and rng.random() < 0.4:       # being a friend is not having one
             relation = "friend"
     return question(relation, subject, rng), " " + truth.get(name, {}).get(relation, UNKNOWN)
 
@@ -295,6 +298,8 @@ def invent(world, rng, stage):
             if name in old and (rng.random() < 0.3 or value == name):
                 value = world["old"][name][relation]
             facts.append(Fact(name, relation, value))
+    if rng.random() < stage.linked:
+        facts.append(Fact(stranger(world, rng), "friend", rng.choice(names)))
     return facts
 
 

@@ -64,9 +64,10 @@ def test_the_longest_common_wording_counts():
     assert [name for _, name, _ in split(z)] == [(10 + k,) for k in range(6)]
 
 
-@pytest.mark.parametrize("study,home", [([], [{0}, {1}]), ([([0], [1.0])], [{0}, {1}])])
-def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study, home):
+@pytest.mark.parametrize("study", [[], [([0], [1.0])]])
+def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study):
     """Sentence by sentence, or, of a day that was studied, passage by passage."""
+    home = [{0}, {1}]
     day = Day([[[10, 5], [10, 6]], [[11, 7]]], study)
     where = [0, 1, 2] if not study else [0, 0, 1]
     z = ask(*((k, WHO, (10 + k,), (END,)) for k in (0, 0, 1)))._replace(passage=torch.tensor(where))
@@ -77,8 +78,11 @@ def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study, home):
                           if k == thing} for thing in (0, 1)])
     assert len(asking.one_by_one(day).passages) == max(where) + 1
     z, things, found, parts = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
-    assert parts == things.passages and found == home and z.passage.tolist() == [0, 0, 1]
-    assert [sum(told, []) for told in things.passages] == [[10, 5, 10, 6], [11, 7]]
+    single = [[10, 5], [10, 6], [11, 7]] if not study else [[10, 5, 10, 6], [11, 7]]
+    assert [sum(told, []) for told in things.passages] == [[10, 5, 10, 6], [11, 7], *single]
+    assert found == home + [{0}, {0}, {1}][-len(single):] and z.passage.tolist() == [0, 0, 1]
+    assert [[things.passages[i] for i in some] for some in parts] == \
+        [[[s] for s in told] for told in things.passages[:2]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,6 +127,25 @@ def test_a_name_up_to_answer_tells_nothing():
     z = z._replace(thing=z.passage, begin=torch.tensor([3]), end=torch.tensor([4]))
     with pytest.raises(RestlessNight, match="what its questions are about"):
         asking.cross(z, MARKS)
+
+
+def test_what_a_sentence_alone_says_is_learnt_from_that_sentence(monkeypatch):
+    """Thing 0 is told of in sentences 2 and 3. All of them together say nothing of the second
+    question, 3 alone does: its distribution must come from there (`look_up` reads z.passage)."""
+    z = ask((0, WHO, (10,), (END,)), (0, WHERE, (10,), (END,)), (1, WHO, (11,), (END,)))
+    known = {(0, 0): (20, END), (3, 1): (21, END), (1, 2): (22, END)}
+
+    def read(teacher, asked, marks):
+        number = {q: n for n, (_, q, _) in enumerate(unpack(z))}
+        return [known.get((p, number[q]), UNKNOWN) for p, q, _ in asked]
+    monkeypatch.setattr(asking, "cross", lambda z, marks: z)
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "read", read)
+    z = z._replace(wording=torch.zeros_like(z.ids, dtype=torch.bool))
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN))
+    found = asking.ask_everything(SimpleNamespace(model=model, parts=[[2, 3], [4]]), z, MARKS)
+    assert [(p, y) for p, _, y in unpack(found)] == [(0, (20, END)), (3, (21, END)), (1, (22, END))]
+    assert found.thing.tolist() == [0, 0, 1]
 
 
 def test_an_answer_that_repeats_its_question_says_nothing():
