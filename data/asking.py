@@ -93,13 +93,17 @@ def thing_by_thing(teacher, z, day, marks):
 
 def sensible(teacher, z):
     """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
-    ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol")."""
+    ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol"), unless the name
+    stands in the passage as it is: a name may be strange."""
     log_p = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS)
     word = said(log_p, z.ids).masked_fill(~question_mask(z), 0.0)
     at = torch.arange(2, z.ids.shape[1] + 1, device=word.device)    # counted from <bos>
     name = (at >= z.begin[:, None]) & (at <= z.end[:, None])
-    least = word.masked_fill(~name, 0.0).min(1)[0]
-    return take(z, (word.min(1)[0] > LIKELY) & (least > SPELT))
+    spelt = word.masked_fill(~name, 0.0).min(1)[0] > SPELT
+    stands = [stands_in(name, teacher.readings[p * VIEWS])
+              for p, (_, name, _) in zip(z.passage.tolist(), split(z))]
+    spelt = spelt | torch.tensor(stands, dtype=torch.bool, device=word.device)
+    return take(z, (word.min(1)[0] > LIKELY) & spelt)
 
 
 def apart(z):

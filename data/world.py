@@ -140,11 +140,20 @@ def new_value(relation, rng, friends):
 
 
 def stranger(world, rng):
-    """The name of anyone who is neither old nor ever to be met; many of a single word, which are
-    harder to read as names."""
+    """The name of anyone who is neither old nor ever to be met."""
+    while True:
+        name = new_name(rng)
+        if name not in world["taken"]:
+            return name
+
+
+def anyone(world, rng):
+    """The name of a throw-away person of a document: a stranger, or a namesake of somebody yet to
+    be met if it is a single word. Those words are few, and mean something else, too: one that had
+    never been a name would not be read as a name."""
     while True:
         name = new_name(rng, single=0.12)
-        if name not in world["taken"]:
+        if name not in world["taken"] or " " not in name and name not in world["old"]:
             return name
 
 
@@ -239,13 +248,13 @@ def talk(world, facts, truth, styles, rng):
     if style == "old":
         return talk(world, world["facts"], truth, RECALL, rng)
     if style == "stranger":                              # about what was told of someone else
-        return question(fact.relation, stranger(world, rng), rng), " " + UNKNOWN
+        return question(fact.relation, anyone(world, rng), rng), " " + UNKNOWN
     if style == "typed":
         names = {f.name for f in facts} | {f.value for f in facts if f.relation == "friend"}
         return typed(fact, names, rng), " " + fact.value
     if style in ("reversed", "nobody"):
         if style == "nobody":
-            value = new_value(any_relation, rng, [stranger(world, rng)])
+            value = new_value(any_relation, rng, [anyone(world, rng)])
             fact = Fact(None, any_relation, value)
         who = holders(truth, fact.relation, fact.value)
         return (reverse(fact, rng), " " + (who or [UNKNOWN])[0]) if len(who) < 2 else None
@@ -285,21 +294,21 @@ def invent(world, rng, stage):
     """Facts of a passage about strangers, or about old people of whom other things are true now."""
     n = rng.choices([1, 2, 3], stage.people)[0]
     old = rng.sample(list(world["old"]), n)
-    names = [name if rng.random() < 0.25 else stranger(world, rng) for name in old]
+    names = [name if rng.random() < 0.25 else anyone(world, rng) for name in old]
     facts = []
     for name in names:
         if not facts or rng.random() > stage.same:       # the same of two: names must be read
             relations = rng.sample(list(RELATIONS), rng.randint(1, stage.facts - n + 1))
-        friends = [m for m in names if m != name] or [stranger(world, rng)]
+        friends = [m for m in names if m != name] or [anyone(world, rng)]
         if rng.random() < 0.3:
-            friends = [rng.choice(list(world["old"])), stranger(world, rng)]
+            friends = [rng.choice(list(world["old"])), anyone(world, rng)]
         for relation in relations:
             value = new_value(relation, rng, friends)
             if name in old and (rng.random() < 0.3 or value == name):
                 value = world["old"][name][relation]
             facts.append(Fact(name, relation, value))
     if rng.random() < stage.linked:
-        facts.append(Fact(stranger(world, rng), "friend", rng.choice(names)))
+        facts.append(Fact(anyone(world, rng), "friend", rng.choice(names)))
     return facts
 
 
