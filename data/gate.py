@@ -93,11 +93,10 @@ def listen(model, ids, lengths, only=None):
 def remember(model, marks, asked, max_new=MAX_NEW):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
-    Of the memories that wake (`called`) the newest is asked first. A memory that says "I do not
-    know" does not know. asked:
-    questions as ids, <ask> ... <answer>. Returns [(answer ids, source)]; source: (level, expert),
-    or None for the pretrained self. The rule chooses once a question: the whole answer, however
-    long, comes from one source.
+    Of the memories that wake, `called` says which are asked, and in which order. A memory that says
+    "I do not know" does not know. asked: questions as ids, <ask> ... <answer>. Returns [(answer
+    ids, source)]; source: (level, expert), or None for the pretrained self. The rule chooses once a
+    question: the whole answer, however long, comes from one source.
     """
     if len(model.names):
         return judge(model, marks, asked)
@@ -127,18 +126,19 @@ def remember(model, marks, asked, max_new=MAX_NEW):
 
 
 def called(since, thing, far, alike):
-    """Which memories one question means: [(since, memory)], the newest last. Of each memory: from
-    where on it wakes (-1: never), by which thing, and how far that is.
+    """Which memories one question means: [(since, memory)], the one to ask first last. Of each
+    memory: from where on it wakes (-1: never), by which thing, and how far that is.
 
-    A whole name counts, not a part of it that ends sooner; and the nearest thing, with those that
-    are the same (alike (K, K)): somebody of whom several nights were told.
+    A whole name counts, before a part of it that ends sooner; and there the nearest thing, with
+    those that are the same (alike (K, K)): somebody of whom several nights were told, the newest
+    first.
     """
-    last = max(since, default=-1)
-    here = [unit for unit, begin in enumerate(since) if begin == last >= 0]
-    if not here:
-        return []
-    nearest = thing[min(here, key=far.__getitem__)]
-    return [(last, unit) for unit in here if nearest < 0 or alike[nearest][thing[unit]]]
+    found = []
+    for place in sorted({begin for begin in since if begin >= 0}):
+        here = [unit for unit, begin in enumerate(since) if begin == place]
+        nearest = thing[min(here, key=far.__getitem__)]
+        found += [(place, unit) for unit in here if nearest < 0 or alike[nearest][thing[unit]]]
+    return found
 
 
 @torch.no_grad()
