@@ -109,15 +109,18 @@ def speaking(monkeypatch, says):
     return calls
 
 
-def test_only_the_memory_whose_thing_ends_last_is_asked(monkeypatch):
-    """If it does not know, a part of the name that ends sooner does not speak for the whole."""
+def test_the_memory_whose_thing_ends_last_is_asked_first(monkeypatch):
+    """If it does not know, those that end sooner are asked (its thing may be no more than a word
+    behind the name), each awake from its own place on; then the pretrained self."""
     model = bare((11, 0.5, FAST, 1), (12, 0.5, FAST, 0), (10, 0.5, SLOW, 0))
     knows = {(FAST, 0): [21, 3], (FAST, 1): [22, 3], (SLOW, 0): [23, 3], None: [24, 3]}
-    for n, want in enumerate([(FAST, 0), None]):            # the n before it do not know
-        calls = speaking(monkeypatch, lambda who, _: SHRUG if n and who else knows[who])
+    asked = [(FAST, 0, 4), (FAST, 1, 3), (SLOW, 0, 2), None]
+    for n, want in enumerate([(FAST, 0), (FAST, 1), (SLOW, 0), None]):  # the n before do not know
+        mute = [source[:2] for source in asked[:n]]
+        calls = speaking(monkeypatch, lambda who, _: SHRUG if who in mute else knows[who])
         assert remember(model, MARKS, [ASK]) == [(knows[want], want)]
         # awake from where the question comes near its thing, <bos> counted
-        assert [who for who, _ in calls] == [(FAST, 0, 4), None][:n + 1]
+        assert [who for who, _ in calls] == asked[:n + 1]
     assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
 
 
@@ -129,12 +132,13 @@ def test_which_memories_one_question_means_by_hand():
         return gate.called(*(list(row) for row in zip(*woken)), alike)
     never = (-1, -1, 0.0)
     assert gate.called([], [], [], alike) == [] == called(never, never)
-    assert called((3, 0, 0.9), (5, 2, 0.9), never) == [(5, 1)]          # the last end wins
+    assert called((3, 0, 0.9), (5, 2, 0.9), never) == [(3, 0), (5, 1)]  # the last end is first
+    assert called((3, 0, 0.9), (3, 2, 0.1), (5, 2, 0.9)) == [(3, 1), (5, 2)]
     assert called((5, 0, 0.1), (5, 2, 0.9)) == [(5, 0)]                 # the nearest thing
     assert called((5, 0, 0.9), (5, 2, 0.1)) == [(5, 1)]
     assert called((5, 0, 0.9), (5, 2, 0.5), (5, 1, 0.1)) == [(5, 0), (5, 2)]    # two nights of one
     assert called((0, -1, 0.0), never) == [(0, 0)]                      # always awake
-    assert called((0, -1, 0.0), (4, 2, 0.5)) == [(4, 1)]
+    assert called((0, -1, 0.0), (4, 2, 0.5)) == [(0, 0), (4, 1)]
     assert called((0, -1, 0.0), (0, -1, 0.0)) == [(0, 0), (0, 1)]
 
 
@@ -159,7 +163,7 @@ def test_each_question_has_its_own_memory(monkeypatch):
     says = {(FAST, 0): [21, 3], (FAST, 1): SHRUG, None: [24, 3]}
     speaking(monkeypatch, lambda who, prompt: says[who])
     assert remember(model, MARKS, asked) == [([24, 3], None), ([24, 3], None), ([21, 3], (FAST, 0)),
-                                             ([24, 3], None)]
+                                             ([21, 3], (FAST, 0))]
     assert remember(model, MARKS, []) == []
 
 
