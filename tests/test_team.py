@@ -81,7 +81,7 @@ def test_a_night_of_a_team_is_the_same_for_both():
         log = seed.night(base, day, G.MARKS, settings("--on_policy=0.5", "--quizzes=1"))
         return log, [t for t in base.state_dict().values()]
     (log, first), (other, second) = of_a_team(work)
-    own = {"loss", "kl", "reward", "spread"}             # means over each process's own batches
+    own = {"loss", "kl", "reward", "spread", "writer_loss"}      # means over each process's own batches
     shared = {k: v for k, v in log.items() if k not in own}
     assert shared == {k: v for k, v in other.items() if k not in own} and log["kept"] > 0
     assert all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(first, second))
