@@ -392,7 +392,7 @@ def bad_night(work, quick):
 
 def equal_so_far(old, new):
     """Is the tensor of yesterday still there, at the beginning of today's?"""
-    return bool(torch.isfinite(new).all()) and torch.equal(old, new[:len(old)])
+    return bool(torch.isfinite(new).all()) and torch.equal(old, new[:len(old)] if old.ndim else new)
 
 
 # --------------------------------------------------------------------------------------------------
