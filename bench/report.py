@@ -21,7 +21,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "crowd.json", "topics.json", "ablations.json", "knowledge.json",
+FILES = ("week.json", "topics.json", "ablations.json", "knowledge.json",
          "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json", "absorber.json",
          "speed.json", "faults.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
@@ -76,10 +76,6 @@ def lives(files):
     return ["## The default life", *headed("week.json", week, tables.week(week)),
             "Mean, and the lowest and the highest seed. " + week.get("note", ""),
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            "## A day of forty people",
-            *headed("crowd.json", files["crowd.json"], tables.week(files["crowd.json"])),
-            "The bases are those of the week; a few of the forty may have a namesake among the "
-            "throw-away people of their pretraining.",
             "## The default life, first edition of world and gate",
             *headed("ablations.json", file, tables.default_life(file)),
             picture("life.png", "what is known of which day after which night"),
