@@ -275,7 +275,8 @@ def durable(files):
 
 def page(files):
     """bench/README.md as one text."""
-    parts = [INTRO, *lives(files), *replicates(files), UNTESTED, *fight(files), *topics_now(files), *topics(files),
+    parts = [INTRO, *lives(files), *replicates(files), UNTESTED, *fight(files),
+             *topics_now(files), *topics(files),
              *ingredients(files), *neighbours.recurrence(files), *neighbours.absorber(files),
              *fast(files), *durable(files)]
     return "\n\n".join(map(as_text, parts)) + "\n"
