@@ -130,7 +130,7 @@ def hold(cold, day, marks):
     blank = [[marks.bos]] * len(readings)
     held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
     home = [{p} for p in range(len(day.passages))]
-    return Teacher(model, readings, cache, held, awake, home, day.passages)
+    return Teacher(model, readings, cache, held, awake, home)
 
 
 def study(model, documents):

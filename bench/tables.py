@@ -88,7 +88,7 @@ def default_life(file):
 def week(file):
     """The result file as the rows of a markdown table: mean (least to most) over the seeds."""
     runs = file["runs"]
-    end = "at the end" if runs[0]["days"] == 1 else f"after {runs[0]['days']} nights"
+    end = f"after {runs[0]['days']} nights"
     rows = [f"| all of it, {len(runs)} seeds | next morning | {end} | questions a life |",
             "|---|---|---|---|",
             f"| **what was told, all days** | {span(runs, 'recall')} | {span(runs, 'ACC')} | |"]

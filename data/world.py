@@ -22,7 +22,7 @@ BLOCK = 256
 UNKNOWN = "I do not know."
 OLD, RESERVED = 40, 8                   # old people; the last of them are those whose facts change
 LONGEST = 28                            # days drawn at least: a longer life of the same base still
-                                        # meets nobody whom the base has read about
+                                        # meets nobody but namesakes of whom it read
 MANY = 32                               # people of a day that counts as crowded
 
 # ------------------------------------------------------------------------------------------------

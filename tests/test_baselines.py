@@ -376,3 +376,13 @@ def test_bad_flags_get_one_line(words, says, capsys):
         K.parse(words)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_rival_asks_itself_as_the_night_does():
+    """Nothing is replaced here: the real first half of a night, in the world of glyphs."""
+    import glyphs
+    torch.manual_seed(0)
+    passages = glyphs.day(glyphs.make().new[:2]).passages
+    asked = B.ask_itself(glyphs.shared_base(), passages, glyphs.MARKS)
+    assert len(asked.z.ids) and asked.dreamt and asked.z.target is not None
+    assert int(asked.z.passage.max()) < len(asked.teacher.home)
