@@ -281,8 +281,3 @@ def curriculum(p):
     """How often to draw a quiz that is answered with probability p (N,): most where the learner is
     neither sure nor hopeless (ours)."""
     return p * (1 - p) + FLOOR
-
-
-def rehearsal(drift):
-    """How often to draw a replay dream from which the self has drifted by so many nats (ours)."""
-    return drift / drift.mean().clamp_min(1e-9) + FLOOR

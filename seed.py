@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 import dream
 from data import asking, team
-from data.asking import look_up, memory_of, screen
+from data.asking import look_back, look_up, memory_of, screen
 from data.engine import generate, pad_rows, prefill
-from data.gate import (EVERYWHERE, MAX_NEW, always, hear_day, heard, log_probs, means, reach,
-                       remember, said, wakes)
+from data.gate import MAX_NEW, always, log_probs, open_gate, remember, said, wakes
 from data.kernels import in_chunks, levenshtein, muon
 from data.quizzes import (RestlessNight, answer_mask, answers_of, closed_book, pack, question_mask,
                           take, unpack, words_of)
@@ -34,7 +33,7 @@ from data.text import pad_documents
 from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
-STEPS, STUDIED, LEAST = 5, 10, 40   # of distillation, a thing; a studied one; in all, at least
+STEPS, STUDIED, LEAST = 3, 10, 40   # of distillation, a fact; a studied thing; in all, at least
 BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
 SHRUGS = 0.4                        # how often "I do not know" is learnt: there is so much unknown
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
@@ -46,8 +45,6 @@ MISHEARD = 0.15                     # share of a question's wording that the stu
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
-HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
-KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
 SLOW_STEPS, REMEMBERED = 800, 128   # of consolidation: steps; dreams of each expert
 
 
@@ -79,8 +76,8 @@ def night(model, day, marks, a):
     bank = replay_bank(cold, marks) if a.replay and not (a.gate and a.expand) else None
     if a.budget:                                                # learn from few dreams: choose them
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
-    things = len(z.thing.unique())
-    steps = a.seed_steps or max(LEAST, (STUDIED if day.study else STEPS) * things)
+    work = STUDIED * len(z.thing.unique()) if day.study else STEPS * asking.facts_in(z)
+    steps = a.seed_steps or max(LEAST, work)
     often = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
     log |= distil(model, params, z, teach, marks, level, steps, a, often, bank)     # 4. distil
     if a.dream:                                                                     # 5. dream
@@ -159,41 +156,6 @@ def reader(teacher):
         row = z.passage.clamp(min=0) * VIEWS + view
         return log_probs(teacher.model, z.ids, teacher.held, row, teacher.awake)
     return teach
-
-
-# --------------------------------------------------------------------------------------------------
-# A new expert, and what wakes it
-
-def open_gate(model, z, teacher, heard_by_day, marks, a):
-    """Open what tonight may change, and teach the gate what wakes it. Returns (level, quizzes).
-
-    Quizzes learn from where they wake the new expert (`since`); those that do not are dropped.
-    Level None: all MLPs learn (--expand=0). Raises RestlessNight.
-    """
-    if not a.expand:
-        return None, z._replace(since=torch.zeros_like(z.start))
-    if not a.gate:                                                  # one expert for all nights,
-        if not model.n_experts(SLOW):                               # always awake
-            model.reset(SLOW)                                       # the things of the base
-            nothing = torch.zeros(1, len(model.metric))
-            model.remember_things(nothing, torch.full((1,), EVERYWHERE), SLOW, 0)
-        model.reopen(SLOW) if model.n_experts(SLOW) else model.unlock(SLOW)
-        return SLOW, z._replace(since=torch.zeros_like(z.start))
-    new = model.n_experts(FAST)
-    if model.config.listens == "text":
-        names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
-        dreamt = [(names[p], q) for p, q, _ in unpack(z)]     # where the day was not heard
-        hear_day(model, marks, heard_by_day or dreamt, FAST, new)
-    else:
-        z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
-        mean, count = means(heard(model, z, marks) @ model.metric.T, z.thing)
-        model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
-    model.unlock(FAST, seed=len(model.owner))
-    since = wakes(model, z, FAST, new, marks)
-    awake = since >= 0
-    if not awake.any():
-        raise RestlessNight("the new expert sleeps through every question: nothing to learn")
-    return FAST, take(z._replace(since=since), awake)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -423,7 +385,7 @@ def drift(student, bank, level, n):
 
 
 # --------------------------------------------------------------------------------------------------
-# The look back: nothing is lost in silence
+# What is known
 
 @torch.no_grad()
 def knows(model, z, marks, level):
@@ -432,29 +394,3 @@ def knows(model, z, marks, level):
     nll = [dream.dream_loss(model, part, marks, new_expert(model, level, part.since))
            for part in parts]
     return (-torch.cat(nll) * answer_mask(z).sum(1)).exp()
-
-
-def look_back(model, cold, z, teacher, day, marks):
-    """What became of each passage and of what was known before. Returns a log (ours).
-
-    The new self answers the quizzes of the day by its own gate: a passage of which it knows no
-    more than half is lost, for tonight. And it answers what it asks in dreams of old: raises
-    RestlessNight where more than a share MOVED of those answers have changed.
-    """
-    pairs = unpack(z)
-    answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
-    right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
-    if sum(right) < KNOWN * len(right):
-        raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
-    score, read = {}, (~z.recalled).tolist()
-    for (k, _, _), r, told in zip(pairs, right, read):
-        for p in teacher.home[k] if told else ():
-            score.setdefault(p, []).append(r)
-    lost = [p for p in range(len(day.passages))
-            if 2 * sum(score.get(p, [])) <= len(score.get(p, []))]
-    old = dream.questions(cold, marks, HELD_OUT)
-    before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
-    moved = sum(b[0] != c[0] for b, c in zip(before, after)) / max(1, len(old))
-    if moved > MOVED:
-        raise RestlessNight(f"{moved:.0%} of what the self said of old things has changed")
-    return {"known": sum(right) / len(right), "lost": lost, "moved": moved}

@@ -20,15 +20,17 @@ import torch.nn.functional as F
 import dream
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
                        remember, said, specific, stands_in, wakes)
-from data.quizzes import (RestlessNight, answers_of, closed_book, pack, question_mask, repack,
+from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
                           split, sureness, take, unpack)
 from dream import VIEWS
 
 FEW = 3                             # things about which a wording must have been heard
 TOLD = 2.0                          # nats that the name of a thing gains where it is spoken of
-WORDINGS = 40                       # in which a thing is asked about
+WORDINGS, TURNS = 40, 6             # in which a thing is asked about; an answer
 LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
 READINGS = 2                        # over which an answer's distribution is averaged
+HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
+KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
 MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
 
 
@@ -157,10 +159,31 @@ def gather(teacher, z, marks):
 # --------------------------------------------------------------------------------------------------
 # Everything that can be asked
 
-def ask_everything(teacher, z, marks):
-    """Quizzes z about things, their passages -> many more, answered from what was told of each: by
-    all of it, else by a single sentence of it."""
-    z = sensible(teacher, cross(z, marks))
+def ask_everything(teacher, dreamt, marks):
+    """Quizzes about things, their passages -> many more, with answers: whatever can be asked of
+    each thing, and of what was answered."""
+    unknown = tuple(teacher.model.unknown.tolist())
+    z = answered(teacher, sensible(teacher, cross(dreamt, marks)), marks)
+    more = turn_round(dreamt, z, unknown, marks)
+    if more is not None:
+        more = answered(teacher, sensible(teacher, more), marks)
+        direct = {(before, after) for before, _, after in split(z)}
+        more = take(more, chosen(y != unknown or (before, after) in direct
+                                 for (before, _, after), (_, _, y) in zip(split(more),
+                                                                          unpack(more))))
+        asked = {q for _, q, _ in unpack(more)}
+        z = join(take(z, chosen(q not in asked for _, q, _ in unpack(z))), more)
+    z = take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
+    return take(z, agreed(z, unknown))
+
+
+def chosen(these):
+    return torch.tensor(list(these), dtype=torch.bool)
+
+
+def answered(teacher, z, marks):
+    """z with answers from what was told of each thing, its passage: by all of it, else by a single
+    sentence of it. Such a sentence is then the passage."""
     pairs, unknown = unpack(z), tuple(teacher.model.unknown.tolist())
     pairs = [(k, q, y) for (k, q, _), y in zip(pairs, read(teacher, pairs, marks))]
     again = [(i, (s, q, y)) for i, (k, q, y) in enumerate(pairs) if y == unknown
@@ -169,9 +192,70 @@ def ask_everything(teacher, z, marks):
     for (i, (s, q, _)), y in zip(again, closer):
         if pairs[i][2] == unknown != y:
             pairs[i] = s, q, y
-    whole = [y[-1:] == (marks.end,) for _, _, y in pairs]
-    z = take(repack(z, pairs), torch.tensor(whole, dtype=torch.bool, device=z.ids.device))
-    return take(z, agreed(z, unknown))
+    return repack(z, pairs)
+
+
+def turn_round(dreamt, z, unknown, marks):
+    """What was answered can be asked about -> quizzes without answers, or None.
+
+    The day says that Ada was born on 3 May, and the self has asked who was born on 3 May, or where
+    the person lives who was: so can whoever was born on any day be asked for. Such a wording v
+    turns w round ("When was Ada born?") if v was heard about an answer to w. The passage is what
+    was told of Ada. If other things, too, are asked in v, their names stood in the answers ("Whose
+    friend is Ben?"), and all that can be asked of them is asked of this one.
+    """
+    asked, called, facts = {}, {}, {}               # {thing: wordings}, {name: thing}
+    for k, (before, name, after), (_, _, y) in zip(z.thing.tolist(), split(z), unpack(z)):
+        asked.setdefault(k, {})[before, after] = None
+        called.setdefault(name, k)
+        if y != unknown:                            # {answer: {thing: wordings}}
+            facts.setdefault(y[:-1], {}).setdefault(k, {})[before, after] = None
+    kinds = {}                                      # {wording: all wordings of what is asked in it}
+    for mine in asked.values():
+        for w in mine:
+            kinds.setdefault(w, {}).update(mine)
+    turns, new, last = turns_of(dreamt, facts, called, kinds), {}, max(asked) + 1
+    for value, of in facts.items():
+        k = max(of, key=lambda k: len(asked[k]))    # of Ada, and not only of the friend of Ben
+        often = sum((turns.get(w, Counter()) for w in of[k]), Counter())
+        ways = [v for v, _ in often.most_common(TURNS)]
+        alike = next((list(kinds[v]) for v in ways if v in kinds and value not in called), [])
+        ways += random.sample(alike, min(len(alike), WORDINGS // 2))
+        j = called.get(value, last)
+        last = max(last, j + 1)
+        for before, after in ways:
+            new[j, before + value + after] = k, len(before) + 1, len(before) + len(value)
+    if not new:
+        return None
+    return between([(p, q) for (_, q), (p, _, _) in new.items()], [j for j, _ in new],
+                   [(b, e) for _, b, e in new.values()], z.ids.device, marks)
+
+
+def turns_of(dreamt, facts, called, kinds):
+    """{wording: how often each other wording was heard about what answers it}, see `turn_round`."""
+    turns = {}
+    for _, q, y in unpack(dreamt):
+        spans = [(b - a, a, b) for a in range(1, len(q)) for b in range(a + 1, len(q))
+                 if q[a:b] in facts]
+        if spans:
+            _, a, b = max(spans)                    # the longest answer that stands in it
+            v = q[:a], q[b:]
+            for k, ws in facts[q[a:b]].items():
+                if v not in kinds or called.get(y[:-1]) == k:
+                    for w in ws:
+                        turns.setdefault(w, Counter())[v] += 1
+    return turns
+
+
+def between(asked, thing, places, device, marks):
+    """Quizzes without answers: [(passage, question)] about things, named at [(begin, end)]."""
+    z = pack([(p, q, (marks.end,)) for p, q in asked], device)
+    begin, end = torch.tensor(places, device=device).T
+    at = torch.arange(1, z.ids.shape[1] + 1, device=device)         # counted from <bos>
+    outside = (at < begin[:, None]) | (at > end[:, None])
+    wording = outside & (at > 1) & (at < z.start[:, None])
+    return z._replace(thing=torch.tensor(thing, device=device), begin=begin, end=end,
+                      wording=wording)
 
 
 def read(teacher, asked, marks):
@@ -206,12 +290,7 @@ def cross(z, marks):
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
     if not new:
         raise RestlessNight("the self cannot tell what its questions are about")
-    crossed = pack([(k, q, (marks.end,)) for k, q in new], z.ids.device)
-    begin, end = torch.tensor(list(new.values()), device=z.ids.device).T
-    at = torch.arange(1, crossed.ids.shape[1] + 1, device=z.ids.device)     # counted from <bos>
-    outside = (at < begin[:, None]) | (at > end[:, None])
-    wording = outside & (at > 1) & (at < crossed.start[:, None])
-    return crossed._replace(thing=crossed.passage, begin=begin, end=end, wording=wording)
+    return between(list(new), [k for k, _ in new], list(new.values()), z.ids.device, marks)
 
 
 def says(model, text, question, answer):
@@ -277,6 +356,11 @@ def look_up(teacher, z, marks, teach):
     return new
 
 
+def facts_in(z):
+    """How many different answers about how many things: what there is to learn."""
+    return len({(k, y) for k, (_, _, y) in zip(z.thing.tolist(), unpack(z))})
+
+
 def shrugs(z, unknown):
     """(N,) True where the answer is "I do not know"."""
     unknown = tuple(unknown.tolist())
@@ -328,3 +412,32 @@ def memory_of(model, z, marks, sources):
         h = model.hidden(closed_book(take(z, part), marks), awake=awake)
         out.append(F.log_softmax(model.logits(h[:, 1:]).float(), -1))
     return answers_of(z, torch.cat(out)) if out else []
+
+
+# --------------------------------------------------------------------------------------------------
+# The look back: nothing is lost in silence
+
+def look_back(model, cold, z, teacher, day, marks):
+    """What became of each passage and of what was known before. Returns a log (ours).
+
+    The new self answers the quizzes of the day by its own gate: a passage of which it knows no
+    more than half is lost, for tonight. And it answers what it asks in dreams of old: raises
+    RestlessNight where more than a share MOVED of those answers have changed.
+    """
+    pairs = unpack(z)
+    answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
+    right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
+    if sum(right) < KNOWN * len(right):
+        raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
+    score, read = {}, (~z.recalled).tolist()
+    for (k, _, _), r, told in zip(pairs, right, read):
+        for p in teacher.home[k] if told else ():
+            score.setdefault(p, []).append(r)
+    lost = [p for p in range(len(day.passages))
+            if 2 * sum(score.get(p, [])) <= len(score.get(p, []))]
+    old = dream.questions(cold, marks, HELD_OUT)
+    before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
+    moved = sum(b[0] != c[0] for b, c in zip(before, after)) / max(1, len(old))
+    if moved > MOVED:
+        raise RestlessNight(f"{moved:.0%} of what the self said of old things has changed")
+    return {"known": sum(right) / len(right), "lost": lost, "moved": moved}

@@ -47,7 +47,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
                       "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
         "arch": ("ours", ("ours", "gpt2"),
                  "of a self from scratch; gpt2: LayerNorm, learned positions, no convolution"),
-        "pretrain_steps": (2800, SOME, "steps of 8 documents"),
+        "pretrain_steps": (4200, SOME, "steps of 8 documents"),
         "n_layer": (4, (1, 256), "blocks"),
         "n_embd": (128, HEADS, "width; a head is 32 wide"),
         "widen": (0, OR_NONE, "width the self grows to before its life; 0: it does not grow"),

@@ -8,9 +8,8 @@ state of the pretrained self is a point; the states of one thing differ only by 
 is a Gaussian: the mean of its states, one covariance for all, learnt once from what the self
 invents (`learn_to_listen`). A question wakes the memories whose things it comes near (`listen`).
 
-Look first, then remember (`answer`): what the context says; else the memory that wakes and knows,
-a whole name before a part of it and the newest first; else the pretrained self; else "I do not
-know".
+Look first, then remember (`answer`): what the context says; else the memory that wakes, has heard
+such questions and knows, the newest first; else the pretrained self; else "I do not know".
 """
 from collections import Counter
 
@@ -20,13 +19,15 @@ import torch.nn.functional as F
 import dream
 from data import team
 from data.engine import generate, pad_rows, prefill, take_rows
-from data.quizzes import pack, question_mask, split, split_questions, take, unpack
+from data.quizzes import (RestlessNight, pack, question_mask, split, split_questions, take,
+                          unpack)
 from dream import VIEWS
-from model import SLOW
+from model import FAST, SLOW
 
 MIN_GAIN = 1.0                      # nats a question gains from the day if it is about it
 QUOTED = 0.5                        # share of answers in the words read, of a self that quotes
 SAME = 0.5                          # squared spreads: things nearer to each other are one
+DOUBT = 5.0                         # nats by which a question may be likelier to another memory
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
@@ -53,13 +54,12 @@ def states(model, ids):
 
 @torch.no_grad()
 def listen(model, ids, lengths, only=None):
-    """Which memories does each row wake? ids (B, T) -> (since, thing, far, owners).
+    """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)).
 
-    owners (U, 2): (level, expert), oldest first, or `only` one. since (B, U): the last position at
-    which a state lies within the reach of a thing of this owner, |W x - thing|^2 < reach; 0 where
-    it reaches everywhere, -1 where none does. thing, far (B, U): the nearest of its things there,
-    and its squared distance. W is the metric. Of whole texts the nearest thing wins, from the
-    first token on.
+    owners: (level, expert), oldest first, or `only` one. since: the last position at which a state
+    lies within the reach of a thing of this owner, |W x - thing|^2 < reach, W being the metric; 0
+    where it reaches everywhere, -1 where none does. Of whole texts the nearest thing wins, from
+    the first token on.
     """
     (B, T), device = ids.shape, ids.device
     mine = torch.ones_like(model.reach, dtype=torch.bool)
@@ -68,32 +68,26 @@ def listen(model, ids, lengths, only=None):
     things, reach_ = model.things[mine], model.reach[mine]
     owners, of = model.owner[mine].unique(dim=0, return_inverse=True)        # (U, 2), (K,)
     age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
-    since, thing = torch.full((2, B, len(owners)), -1, device=device)
-    far = torch.zeros(B, len(owners), device=device)
+    since = torch.full((B, len(owners)), -1, device=device)
     if len(owners) and model.config.listens == "text":
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
     elif len(owners):
-        z, of_row = states(model, ids) @ model.metric.T, of.expand(B, -1)    # (B, T, r)
-        size, number = things.square().sum(1), torch.arange(len(of), device=device)
+        z, of_row = states(model, ids) @ model.metric.T, of.expand(B, -1)    # (B, T, r), (B, K)
+        size = things.square().sum(1)
         since[:, of[reach_ >= EVERYWHERE]] = 0
         for t in range(T):                                                   # (B, K) at a time
             gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ things.T
             fires = (gap < reach_) & (reach_ < EVERYWHERE) & (t < lengths)[:, None]
-            gap = gap.masked_fill(~fires, torch.inf)
-            near = torch.full_like(far, torch.inf).scatter_reduce(1, of_row, gap, "amin")
-            best = torch.where(fires & (gap == near.gather(1, of_row)), number, -1)
-            best = torch.full_like(thing, -1).scatter_reduce(1, of_row, best, "amax")
-            woken = near < torch.inf
-            since, far = torch.where(woken, t, since), torch.where(woken, near, far)
-            thing = torch.where(woken, best, thing)
-    return since[:, age], thing[:, age], far[:, age], owners[age]
+            woken = torch.zeros_like(since).scatter_reduce(1, of_row, fires.long(), "amax")
+            since = torch.where(woken > 0, t, since)
+    return since[:, age], owners[age]
 
 
 @torch.no_grad()
 def remember(model, marks, asked, max_new=MAX_NEW):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
-    Of the memories that wake, `called` says which are asked, and in which order. A memory that says
+    Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
     "I do not know" does not know. asked: questions as ids, <ask> ... <answer>. Returns [(answer
     ids, source)]; source: (level, expert), or None for the pretrained self. The rule chooses once a
     question: the whole answer, however long, comes from one source.
@@ -102,18 +96,14 @@ def remember(model, marks, asked, max_new=MAX_NEW):
         return judge(model, marks, asked)
     prompts = [[marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
-    since, thing, far, owners = listen(model, *pad_rows(prompts, model.device))
-    heard_of = thing[thing >= 0].unique()                   # few of all the things that are known
-    place = model.things[heard_of] if len(owners) else torch.zeros(0, 0)
-    alike = torch.cdist(place, place).square() < SAME
-    thing = torch.where(thing < 0, -1, torch.searchsorted(heard_of, thing))
-    woken = [called(*row, alike) for row in zip(*(t.tolist() for t in (since, thing, far)))]
-    owners = owners.tolist()
+    since, owners = listen(model, *pad_rows(prompts, model.device))
+    woken, since, owners = meant(model, prompts, since, owners), since.tolist(), owners.tolist()
     found, waiting = [None] * len(prompts), list(range(len(prompts)))
     while waiting:
-        turn = [woken[i].pop() if woken[i] else (0, None) for i in waiting]
-        sources = [None if unit is None else tuple(owners[unit]) for _, unit in turn]
-        awake = awake_for(sources, [begin for begin, _ in turn], model.device)
+        units = [woken[i].pop() if woken[i] else None for i in waiting]
+        sources = [None if unit is None else tuple(owners[unit]) for unit in units]
+        begin = [0 if unit is None else since[i][unit] for i, unit in zip(waiting, units)]
+        awake = awake_for(sources, begin, model.device)
         said_ = greedy(model, [prompts[i] for i in waiting], marks, max_new, awake)
         again = []
         for i, y, source in zip(waiting, said_, sources):
@@ -125,20 +115,40 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     return found
 
 
-def called(since, thing, far, alike):
-    """Which memories one question means: [(since, memory)], the one to ask first last. Of each
-    memory: from where on it wakes (-1: never), by which thing, and how far that is.
+def meant(model, prompts, since, owners):
+    """Which of the memories that wake each question means: [[memory]], the one to ask first last.
 
-    A whole name counts, before a part of it that ends sooner; and there the nearest thing, with
-    those that are the same (alike (K, K)): somebody of whom several nights were told, the newest
-    first.
+    The gate proposes, the experts judge: an expert has learnt what was asked in its night
+    (seed.FORCED). One that finds the question less likely than another does, by more than DOUBT,
+    has only heard of something like it; the others have heard of the thing itself, in several
+    nights maybe, and the newest is asked first. since (B, U), owners (U, 2): as from `listen`.
     """
-    found = []
-    for place in sorted({begin for begin in since if begin >= 0}):
-        here = [unit for unit, begin in enumerate(since) if begin == place]
-        nearest = thing[min(here, key=far.__getitem__)]
-        found += [(place, unit) for unit in here if nearest < 0 or alike[nearest][thing[unit]]]
-    return found
+    woken = since >= 0
+    likely = torch.zeros(since.shape, device=since.device)
+    row, unit = (woken & (woken.sum(1, keepdim=True) > 1)).nonzero().T
+    sources = [tuple(owner) for owner in owners[unit].tolist()]
+    likely[row, unit] = likelihood(model, [prompts[i] for i in row.tolist()], sources)
+    likely = likely.masked_fill(~woken, -torch.inf)
+    best = likely.max(1, keepdim=True)[0] if len(owners) else likely
+    heard_of = woken & (likely > best - DOUBT)
+    return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
+
+
+def likelihood(model, rows, sources, at_once=512):
+    """log p(row | its memory) of rows of ids, the first two given: (N,). sources: (level, expert)
+    for each row, awake from the first token on; expert -1: the pretrained self."""
+    found = [torch.zeros(0, device=model.device)]
+    for i in range(0, len(rows), at_once):
+        ids, length = pad_rows(rows[i:i + at_once], model.device)
+        awake = awake_for(sources[i:i + at_once], [0] * len(ids), ids.device)
+        h = model.hidden(ids[:, :-1], awake=awake)
+        at = torch.arange(1, ids.shape[1], device=ids.device)
+        word = (at > 1) & (at < length[:, None])
+        log_p = torch.zeros(word.shape, device=ids.device)
+        logits = model.logits(h[word]).float()
+        log_p[word] = logits.gather(1, ids[:, 1:][word][:, None])[:, 0] - logits.logsumexp(-1)
+        found.append(log_p.sum(1))
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -216,16 +226,8 @@ def judge(model, marks, asked, trust=TRUST):
         near = propose(model, *pad_rows(prompts, model.device))
         prior, thing = near.topk(min(PROPOSED, len(names)), 1)
         rows = [(p, k) for p, ks in zip(prompts, thing.tolist()) for k in ks]
-        ids, length = pad_rows([p + names[k] for p, k in rows], model.device)
-        awake = awake_for([owners[k] for _, k in rows], [0] * len(rows), ids.device)
-        h = model.hidden(ids[:, :-1], awake=awake)
-        at = torch.arange(1, ids.shape[1], device=ids.device)
-        word = (at > 1) & (at < length[:, None])                    # of the text, and of the name
-        log_p = torch.zeros(word.shape, device=ids.device)
-        logits = model.logits(h[word]).float()
-        said_ = logits.gather(1, ids[:, 1:][word][:, None])[:, 0]
-        log_p[word] = said_ - logits.logsumexp(-1)
-        sure = trust[0] * prior + trust[1] * log_p.sum(1).view_as(prior)
+        log_p = likelihood(model, [p + names[k] for p, k in rows], [owners[k] for _, k in rows])
+        sure = trust[0] * prior + trust[1] * log_p.view_as(prior)
         best = sure.argmax(1, keepdim=True)
         for i, k in zip(some, thing.gather(1, best)[:, 0].tolist()):
             found[i] = (names[k], owners[k] if owners[k][1] >= 0 else None)
@@ -359,7 +361,39 @@ def means(x, thing):
 
 
 # --------------------------------------------------------------------------------------------------
-# How far a thing reaches, and what the gate learns once
+# Tonight's things, how far they reach, and what the gate learns once
+
+def open_gate(model, z, teacher, heard_by_day, marks, a):
+    """Open what tonight may change, and teach the gate what wakes it. Returns (level, quizzes).
+
+    Quizzes learn from where they wake the new expert (`since`); those that do not are dropped.
+    Level None: all MLPs learn (--expand=0). Raises RestlessNight.
+    """
+    if not a.expand:
+        return None, z._replace(since=torch.zeros_like(z.start))
+    if not a.gate:                                                  # one expert for all nights,
+        if not model.n_experts(SLOW):                               # always awake
+            model.reset(SLOW)                                       # the things of the base
+            nothing = torch.zeros(1, len(model.metric))
+            model.remember_things(nothing, torch.full((1,), EVERYWHERE), SLOW, 0)
+        model.reopen(SLOW) if model.n_experts(SLOW) else model.unlock(SLOW)
+        return SLOW, z._replace(since=torch.zeros_like(z.start))
+    new = model.n_experts(FAST)
+    if model.config.listens == "text":
+        names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
+        dreamt = [(names[p], q) for p, q, _ in unpack(z)]     # where the day was not heard
+        hear_day(model, marks, heard_by_day or dreamt, FAST, new)
+    else:
+        z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
+        mean, count = means(heard(model, z, marks) @ model.metric.T, z.thing)
+        model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
+    model.unlock(FAST, seed=len(model.owner))
+    since = wakes(model, z, FAST, new, marks)
+    awake = since >= 0
+    if not awake.any():
+        raise RestlessNight("the new expert sleeps through every question: nothing to learn")
+    return FAST, take(z._replace(since=since), awake)
+
 
 def wakes(model, z, level, expert, marks):
     """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""

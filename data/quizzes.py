@@ -48,6 +48,14 @@ def take(z, index):
     return Quizzes(*(None if t is None else t[index] for t in z))
 
 
+def join(a, b):
+    """Quizzes a and b, one after the other."""
+    width = max(a.ids.shape[1], b.ids.shape[1])
+    rows = [[t if t is None or t.dim() != 2 else F.pad(t, (0, width - t.shape[1])) for t in z]
+            for z in (a, b)]
+    return Quizzes(*(None if x is None else torch.cat([x, y]) for x, y in zip(*rows)))
+
+
 def split(z):
     """Each question as (before, name, after), a question being wording, thing, wording."""
     rows = zip(unpack(z), z.begin.tolist(), z.end.tolist())

@@ -221,9 +221,9 @@ Stage = namedtuple("Stage", "until people facts same linked reading room read re
 # as a friend; share of documents with a passage; tokens; what is asked after a passage, what
 # without one. First a passage has to be read at all, then names, then who is whose friend.
 PLAIN = ({"told": 10, "reversed": 1, "untold": 2}, {"told": 10, "reversed": 1, "stranger": 2})
-READ = {"told": 34, "typed": 10, "reversed": 13, "described": 7, "two_hops": 3, "untold": 17,
+READ = {"told": 34, "typed": 20, "reversed": 13, "described": 7, "two_hops": 3, "untold": 17,
         "mentioned": 14, "nobody": 2, "chat": 2, "old": 5, "stranger": 5}
-RECALL = {"told": 40, "typed": 9, "reversed": 11, "described": 9, "two_hops": 8, "nobody": 4,
+RECALL = {"told": 40, "typed": 14, "reversed": 11, "described": 9, "two_hops": 8, "nobody": 4,
           "chat": 3, "stranger": 16}
 STAGES = [Stage(0.06, [1, 0, 0], 3, 0.0, 0.0, 1.0, 96, *PLAIN),
           Stage(0.30, [0, 7, 3], 3, 0.9, 0.0, 1.0, 112, *PLAIN),

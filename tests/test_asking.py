@@ -10,7 +10,7 @@ import seed
 from data import asking, flags
 from data.engine import generate, prefill
 from data.gate import MAX_NEW, listen
-from data.quizzes import RestlessNight, pack, repack, split, take, unpack
+from data.quizzes import RestlessNight, join, pack, repack, split, take, unpack
 from data.text import Day
 from model import FAST, clone
 from tests import glyphs as G
@@ -146,6 +146,83 @@ def test_what_a_sentence_alone_says_is_learnt_from_that_sentence(monkeypatch):
     found = asking.ask_everything(SimpleNamespace(model=model, parts=[[2, 3], [4]]), z, MARKS)
     assert [(p, y) for p, _, y in unpack(found)] == [(0, (20, END)), (3, (21, END)), (1, (22, END))]
     assert found.thing.tolist() == [0, 0, 1]
+
+
+WHOSE, HOW = ((ASK, 40), (ANSWER,)), ((ASK, 41), (42, ANSWER))      # about answers
+
+
+def turned(dreamt, *asked):
+    new = asking.turn_round(ask(*dreamt), ask(*asked), UNKNOWN, MARKS)
+    return None if new is None else (new, questions(new))
+
+
+def test_what_was_answered_can_be_asked_about():
+    """10 was asked WHO, and answered 20; about 20 the self asked WHOSE. So 11, answered 21 to WHO,
+    is asked for by WHOSE, too; 22, the answer to something else, is not."""
+    dreamt = [(0, WHOSE, (20,), (10, END))]
+    z, asked = turned(dreamt, (0, WHO, (10,), (20, END)), (1, WHO, (11,), (21, 24, END)),
+                      (2, WHERE, (12,), (22, END)), (1, WHERE, (11,), UNKNOWN))
+    assert asked == [(0, (ASK, 40, 20, ANSWER)), (1, (ASK, 40, 21, 24, ANSWER))]
+    assert [name for _, name, _ in split(z)] == [(20,), (21, 24)]
+    assert z.thing.tolist() == [3, 4]                       # things of their own
+    assert [row[:5] for row in z.wording.tolist()] == [[False, True, False, False, False]] * 2
+    assert turned([(0, HOW, (30,), (10, END))], (0, WHO, (10,), (20, END))) is None
+
+
+def test_the_longest_answer_that_stands_in_a_question_is_what_it_asks_about():
+    _, asked = turned([(0, HOW, (20, 21), (9, END))], (0, WHO, (10,), (20, 21, END)),
+                      (1, WHERE, (11,), (20, END)), (2, WHERE, (12,), (23, END)))
+    assert asked == [(0, (ASK, 41, 20, 21, 42, ANSWER))]    # and not (ASK, 41, 23, 21, 42)
+
+
+def test_whoever_is_an_answer_is_asked_all_that_others_are():
+    """11 is the friend of 10 (WHERE). Others are asked WHO, WHERE, CALLED; "CALLED 11" was answered
+    10: so WHERE is turned round by CALLED, and the new thing 13 is asked everything."""
+    z, asked = turned([(1, CALLED, (11,), (10, END))], (0, WHERE, (10,), (11, END)),
+                      (2, WHERE, (12,), (13, END)), (2, WHO, (12,), (21, END)),
+                      (2, CALLED, (12,), UNKNOWN))
+    about = {name: sorted(q for _, q in asked if q[2] == name[0]) for _, name, _ in split(z)}
+    assert about == {n: sorted([(ASK, 33, *n, ANSWER), (ASK, 30, *n, ANSWER),
+                                (ASK, 31, *n, 32, ANSWER)]) for n in ((11,), (13,))}
+    # an answer that is a name already is asked for, no more: what it is asked is crossed elsewhere
+    _, asked = turned([(1, CALLED, (11,), (10, END))], (0, WHERE, (10,), (11, END)),
+                      (1, CALLED, (11,), UNKNOWN), (1, WHO, (11,), UNKNOWN))
+    assert asked == [(0, (ASK, 33, 11, ANSWER))]
+    # wordings of names about an answer turn nothing round unless they lead back
+    assert turned([(1, CALLED, (11,), (9, END))], (0, WHERE, (10,), (11, END)),
+                  (1, CALLED, (11,), UNKNOWN)) is None
+
+
+def test_not_more_turns_than_are_asked_for(monkeypatch):
+    monkeypatch.setattr(asking, "TURNS", 1)
+    dreamt = [(0, WHOSE, (20,), (10, END)), *[(0, HOW, (20,), (y, END)) for y in (10, 9)]]
+    _, asked = turned(dreamt, (0, WHO, (10,), (20, END)))
+    assert asked == [(0, (ASK, 41, 20, 42, ANSWER))]        # what was heard most often
+
+
+def test_answers_about_answers_join_the_others(monkeypatch):
+    """A turned question that was asked already is kept once; one about which the day says nothing
+    is dropped, where it is asked of answers alone."""
+    z = ask((0, WHO, (10,), (END,)), (0, WHERE, (10,), (END,)), (1, WHO, (11,), (END,)))
+    says = {z_q: y for (_, z_q), y in zip(questions(z), [(20, END), UNKNOWN, (21, END)])}
+    says |= {(ASK, 40, 20, ANSWER): (10, END), (ASK, 40, 21, ANSWER): UNKNOWN}
+    monkeypatch.setattr(asking, "cross", lambda z, marks: z)
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "read", lambda teacher, asked, marks: [says[q] for _, q, _ in asked])
+    monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, unknown, marks: ask(
+        (2, WHOSE, (20,), (END,)), (3, WHOSE, (21,), (END,)), (1, WHO, (11,), (END,))))
+    teacher = SimpleNamespace(model=SimpleNamespace(unknown=torch.tensor(UNKNOWN)), parts=[[]] * 4)
+    found = asking.ask_everything(teacher, z, MARKS)
+    assert [(q, y) for _, q, y in unpack(found)] == [
+        *((q, says[q]) for _, q in questions(z)[:2]), ((ASK, 40, 20, ANSWER), (10, END)),
+        (questions(z)[2][1], (21, END))]
+
+
+def test_quizzes_side_by_side():
+    z = ask((0, WHO, (10,), (20, END))), ask((1, WHERE, (11, 12), (21, 22, END)))
+    both = join(*z)
+    assert unpack(both) == unpack(z[0]) + unpack(z[1]) and split(both) == split(z[0]) + split(z[1])
+    assert both.wording.shape == both.ids.shape and both.target is None
 
 
 def test_an_answer_that_repeats_its_question_says_nothing():
@@ -387,5 +464,5 @@ def test_who_is_told_of_again_keeps_what_was_not_told_again(world, base):
         assert sum(y == right for y, (_, right) in zip(said, asked)) >= 3, k
     assert G.recall(model, world.new[1:2]) > 0.5
     ids = torch.tensor([[G.MARKS.bos, *asked[0][0]]])
-    since, _, _, owners = listen(model, ids, torch.tensor([ids.shape[1]]))
+    since, owners = listen(model, ids, torch.tensor([ids.shape[1]]))
     assert (since >= 0).all() and len(owners) == 2                      # both nights wake

@@ -276,7 +276,7 @@ def toy(tmp_path_factory):
     for name, small in (("n_layer", 2), ("n_embd", 64)):
         patch.setitem(flags.FLAGS, name, (small, *flags.FLAGS[name][1:]))
     for module, name, few in ((seed, "STUDY_STEPS", 70), (seed, "DREAM_STEPS", 4),
-                              (seed, "HELD_OUT", 16), (dream, "CHOSEN", 4), (dream, "POOL", 32),
+                              (asking, "HELD_OUT", 16), (dream, "CHOSEN", 4), (dream, "POOL", 32),
                               (dream, "WRITER_STEPS", 4)):
         patch.setattr(module, name, few)
     o = K.parse([f"--data_dir={clinc_folder(folder / 'data')}", f"--work={folder}", "--steps=3",

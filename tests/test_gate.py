@@ -31,7 +31,7 @@ def bare(*things):
 
 def heard(model, *rows):
     ids, lengths = pad_rows(rows)
-    since, _, _, owners = listen(model, ids, lengths)
+    since, owners = listen(model, ids, lengths)
     return since.tolist(), [tuple(o) for o in owners.tolist()]
 
 
@@ -109,13 +109,13 @@ def speaking(monkeypatch, says):
     return calls
 
 
-def test_the_memory_whose_thing_ends_last_is_asked_first(monkeypatch):
-    """If it does not know, those that end sooner are asked (its thing may be no more than a word
-    behind the name), each awake from its own place on; then the pretrained self."""
+def test_the_newest_memory_is_asked_first(monkeypatch):
+    """If it does not know, older ones are asked, each awake from its own place on; then the
+    pretrained self."""
     model = bare((11, 0.5, FAST, 1), (12, 0.5, FAST, 0), (10, 0.5, SLOW, 0))
     knows = {(FAST, 0): [21, 3], (FAST, 1): [22, 3], (SLOW, 0): [23, 3], None: [24, 3]}
-    asked = [(FAST, 0, 4), (FAST, 1, 3), (SLOW, 0, 2), None]
-    for n, want in enumerate([(FAST, 0), (FAST, 1), (SLOW, 0), None]):  # the n before do not know
+    asked = [(FAST, 1, 3), (FAST, 0, 4), (SLOW, 0, 2), None]
+    for n, want in enumerate([(FAST, 1), (FAST, 0), (SLOW, 0), None]):  # the n before do not know
         mute = [source[:2] for source in asked[:n]]
         calls = speaking(monkeypatch, lambda who, _: SHRUG if who in mute else knows[who])
         assert remember(model, MARKS, [ASK]) == [(knows[want], want)]
@@ -124,29 +124,36 @@ def test_the_memory_whose_thing_ends_last_is_asked_first(monkeypatch):
     assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
 
 
-def test_which_memories_one_question_means_by_hand():
-    """(since, thing, far) of each memory, the oldest first; things 0 and 1 are the same."""
-    alike = [[True, True, False], [True, True, False], [False, False, True]]
+def test_which_memories_one_question_means_by_hand(monkeypatch):
+    """Those that wake and find it no more than DOUBT less likely than another does."""
+    owners = torch.tensor([[SLOW, 0], [FAST, 0], [FAST, 1]])
+    nats = {("a", SLOW, 0): -3.0, ("a", FAST, 0): -9.0, ("a", FAST, 1): -7.0,
+            ("c", FAST, 0): -20.0, ("c", FAST, 1): -10.0}
 
-    def called(*woken):
-        return gate.called(*(list(row) for row in zip(*woken)), alike)
-    never = (-1, -1, 0.0)
-    assert gate.called([], [], [], alike) == [] == called(never, never)
-    assert called((3, 0, 0.9), (5, 2, 0.9), never) == [(3, 0), (5, 1)]  # the last end is first
-    assert called((3, 0, 0.9), (3, 2, 0.1), (5, 2, 0.9)) == [(3, 1), (5, 2)]
-    assert called((5, 0, 0.1), (5, 2, 0.9)) == [(5, 0)]                 # the nearest thing
-    assert called((5, 0, 0.9), (5, 2, 0.1)) == [(5, 1)]
-    assert called((5, 0, 0.9), (5, 2, 0.5), (5, 1, 0.1)) == [(5, 0), (5, 2)]    # two nights of one
-    assert called((0, -1, 0.0), never) == [(0, 0)]                      # always awake
-    assert called((0, -1, 0.0), (4, 2, 0.5)) == [(0, 0), (4, 1)]
-    assert called((0, -1, 0.0), (0, -1, 0.0)) == [(0, 0), (0, 1)]
+    def likelihood(model, rows, sources):
+        return torch.tensor([nats[row, *source] for row, source in zip(rows, sources)])
+    monkeypatch.setattr(gate, "likelihood", likelihood)
+    since = torch.tensor([[0, 5, 4], [-1, -1, -1], [-1, 3, 2], [-1, 4, -1]])
+    assert gate.meant(None, "abcd", since, owners) == [[0, 2], [], [2], [1]]
+    monkeypatch.setattr(gate, "DOUBT", 6.5)
+    assert gate.meant(None, "abcd", since, owners) == [[0, 1, 2], [], [2], [1]]
+    assert gate.meant(None, "ab", torch.zeros(2, 0), owners[:0]) == [[], []]
 
 
-def test_of_different_things_that_end_there_the_nearest_is_meant(monkeypatch):
-    model = bare((12, 4.0, FAST, 0), (20, 4.0, FAST, 1))    # every token is within reach
-    calls = speaking(monkeypatch, lambda who, _: SHRUG if who else [24, 3])
-    assert remember(model, MARKS, [[1, 10, 12], [1, 10, 20]]) == [([24, 3], None)] * 2
-    assert [who for who, _ in calls] == [(FAST, 0, 3), (FAST, 1, 3), None, None]
+def test_the_likelihood_of_a_question_to_each_memory():
+    model = lively(torch.float32)
+    rows = [[0, 1, 10, 11, 2], [0, 1, 12, 2], [0, 1, 10, 11, 2]]
+    sources = [(FAST, 0), None, (SLOW, 1)]
+    want = []
+    for row, source in zip(rows, sources):
+        zero = torch.zeros(1, dtype=torch.long)
+        awake = {source[0]: (zero + source[1], zero)} if source else None
+        log_p = model(torch.tensor([row[:-1]]), awake=awake).log_softmax(-1)[0]
+        want.append(sum(log_p[i - 1, row[i]] for i in range(2, len(row))))
+    assert abs(want[0] - want[2]) > 1e-3                    # the memories differ
+    for at_once in (1, 2, 512):
+        close(gate.likelihood(model, rows, sources, at_once), torch.stack(want), 1e-4)
+    assert gate.likelihood(model, [], []).shape == (0,)
 
 
 def test_of_memories_of_one_thing_the_newest_is_asked_first(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 import dream
 import seed
 import sleep
-from data import flags, gate, world as W
+from data import asking, flags, gate, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
 from data.text import Day
@@ -35,8 +35,8 @@ def short(monkeypatch):
     for module, name, value in ((dream, "CHOSEN", 4), (dream, "AT_RANDOM", 1), (dream, "POOL", 12),
                                 (dream, "WRITER_STEPS", 2), (dream, "TRIAL_STEPS", 1),
                                 (gate, "INVENTED", 40), (gate, "ALSO_ASKED", 60),
-                                (seed, "REPLAYED", 24), (seed, "HELD_OUT", 8), (seed, "MOVED", 1.0),
-                                (seed, "KNOWN", 0.0),
+                                (seed, "REPLAYED", 24), (asking, "HELD_OUT", 8),
+                                (asking, "MOVED", 1.0), (asking, "KNOWN", 0.0),
                                 (seed, "DREAM_STEPS", 2), (seed, "STUDY_STEPS", 30)):
         monkeypatch.setattr(module, name, value)
 
@@ -213,7 +213,7 @@ def test_without_a_gate_one_expert_is_always_awake_and_learns_on(world, base, sh
                    "--replay=0", "--seed_steps=50")
         assert model.n_experts(SLOW) == 1 and model.n_experts(FAST) == 0
     ids, lengths = pad_rows([[G.MARKS.bos, *G.quiz(world.new[2], 0, random)[0]]])
-    since, _, _, owners = listen(model, ids, lengths)
+    since, owners = listen(model, ids, lengths)
     assert owners.tolist() == [[SLOW, 0]] and since.tolist() == [[0]]
     assert G.recall(model, world.new[2:4]) > 0.4
     sleep.save(path, model)
@@ -262,7 +262,7 @@ def raising(error):
 
 SPOILT = {"asks nothing": (dream, "write", lambda *a, **kw: []),
           "not a number": (seed, "LR", float("nan")),
-          "no gate": (seed, "reach", raising(torch.linalg.LinAlgError("singular"))),
+          "no gate": (gate, "reach", raising(torch.linalg.LinAlgError("singular"))),
           "forgets the old": (seed, "look_back", raising(seed.RestlessNight("much has changed")))}
 
 

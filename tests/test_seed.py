@@ -8,7 +8,7 @@ import torch
 
 import dream
 import seed
-from data import asking, flags
+from data import asking, flags, gate
 from data.engine import prefill
 from data.quizzes import answers_of, pack, sureness, unpack
 from data.text import Day
@@ -420,9 +420,9 @@ def test_things_are_counted_without_gaps(monkeypatch):
     model = little()
     model.metric = torch.eye(16)
     z = quizzes()._replace(end=torch.tensor([2, 2, 3]), thing=torch.tensor([0, 3, 3]))
-    monkeypatch.setattr(seed, "reach", lambda model, mean, count,
+    monkeypatch.setattr(gate, "reach", lambda model, mean, count,
                         *rest: torch.full((len(mean),), 0.5))
-    level, z = seed.open_gate(model, z, blank(model), (), MARKS, settings())
+    level, z = gate.open_gate(model, z, blank(model), (), MARKS, settings())
     assert level == FAST and len(model.things) == 2 and model.things.isfinite().all()
 
 
@@ -502,7 +502,7 @@ def test_the_look_back_finds_what_was_lost(monkeypatch):
     z = pack(pairs, "cpu")._replace(recalled=torch.zeros(5, dtype=torch.bool))
 
     def look(says, before=lambda q: [4, 3], z=z):
-        monkeypatch.setattr(seed, "remember", lambda who, marks, asked, n:
+        monkeypatch.setattr(asking, "remember", lambda who, marks, asked, n:
                             [((before if who == "cold" else says)(q), None) for q in asked])
         return seed.look_back("new", "cold", z, teacher, day, MARKS)
     monkeypatch.setattr(dream, "questions", lambda *a: [(1, 30 + i, 2) for i in range(8)])

@@ -114,11 +114,11 @@ def forked(*words, where=None, n=0):
     def script():
         os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         sys.stdout, sys.stderr, sys.argv = sys.__stdout__, sys.__stderr__, ["sleep.py", *words]
-        sleep.KEEP, seed.MOVED = 16, 1.0
+        sleep.KEEP, asking.MOVED = 16, 1.0
         asking.MIN_GAIN = asking.MIN_SURE = asking.LIKELY = asking.SPELT = -1e9
         dream.POOL, dream.CHOSEN, dream.AT_RANDOM, dream.WRITER_STEPS = 8, 2, 1, 2
-        gate.ALSO_ASKED, gate.INVENTED, seed.HELD_OUT, seed.DREAM_STEPS = 32, 16, 4, 2
-        seed.KNOWN = 0.0
+        gate.ALSO_ASKED, gate.INVENTED, asking.HELD_OUT, seed.DREAM_STEPS = 32, 16, 4, 2
+        asking.KNOWN = 0.0
         if where:
             calls, usual = [0], getattr(*where)
 

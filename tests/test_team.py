@@ -7,7 +7,7 @@ import torch
 import dream
 import seed
 import sleep
-from data import gate, run, store, team
+from data import asking, gate, run, store, team
 from data.quizzes import unpack
 from model import FAST, clone
 from tests import glyphs as G
@@ -74,8 +74,8 @@ def test_a_night_of_a_team_is_the_same_for_both():
     day = G.day(world.new[:2])
 
     def work():
-        seed.STEPS, seed.DREAM_STEPS, seed.KNOWN = 4, 4, 0.0
-        seed.MOVED, seed.HELD_OUT, gate.ALSO_ASKED, gate.INVENTED = 1.0, 8, 60, 40
+        seed.STEPS, seed.DREAM_STEPS, asking.KNOWN = 4, 4, 0.0
+        asking.MOVED, asking.HELD_OUT, gate.ALSO_ASKED, gate.INVENTED = 1.0, 8, 60, 40
         dream.POOL, dream.CHOSEN, dream.AT_RANDOM, dream.WRITER_STEPS = 12, 3, 1, 2
         random.seed(0), torch.manual_seed(0)
         log = seed.night(base, day, G.MARKS, settings("--on_policy=0.5", "--quizzes=1"))
