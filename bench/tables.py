@@ -98,6 +98,10 @@ def week(file):
         n = round(sum(one["n"] for one in found) / len(found))
         cells = f"{span(found, 'next_morning')} | {span(found, 'end')} | {n} |"
         rows.append(f"| {kind.replace('_', ' ')} | {cells}")
+    crowds = [run["crowd"]["kinds"]["many_people"] for run in runs if "crowd" in run]
+    if crowds:
+        n = round(sum(one["n"] for one in crowds) / len(crowds))
+        rows.append(f"| many people, one day | {span(crowds, 'next_morning')} | | {n} |")
     return rows
 
 

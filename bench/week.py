@@ -2,14 +2,20 @@
 The default life, once a seed (of weights and of the world): what every kind of day is worth.
 
     python bench/week.py --seeds=1,2,3        -> bench/results/week.json and the table of the README
+    python bench/week.py --crowd=40           each base also lives one day of forty people
     python bench/week.py --table=1            only the table, from the file
 
 A life that is finished is not lived again, one that was interrupted goes on (--work holds them).
 """
 import json
 import os
+import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -19,23 +25,36 @@ from data import flags
 
 FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
+    "crowd": (0, flags.COUNT, "people of one more day that each base lives by itself; 0: none"),
+    "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
+    "at_once": (1, (1, 64), "lives side by side, a thread each"),
     "work": ("out-week", flags.TEXT, "folder of the lives"),
     "table": (0, flags.SWITCH, "1: print the table of the result file, live nothing"),
 }
 ALL = ["ACC", "BWT", "recall", "old_after", "reading_before", "reading_after"]
 
 
-def live(seed, work):
-    """One default life as a process of its own, as a person would start it; its summary."""
-    folder = os.path.join(work, f"seed{seed}")
+def live(seed, folder, device, *new):
+    """One life as a process of its own, as a person would start it; its summary."""
     summary = os.path.join(folder, "summary.json")
     if not os.path.isfile(summary):
-        new = [f"--seed={seed}", f"--world_seed={seed}", "--contrast=0", "--threads=1"]
+        new = [f"--seed={seed}", f"--world_seed={seed}", "--contrast=0", "--threads=1", *new]
         begun = os.path.isfile(os.path.join(folder, "args.json"))
         command = [sys.executable, os.path.join(ROOT, "sleep.py"), f"--out_dir={folder}"]
-        subprocess.run(command + (["--resume"] if begun else new), check=True, cwd=ROOT)
+        command += ["--resume"] if begun else [*new, f"--device={device}"]
+        subprocess.run(command, check=True, cwd=ROOT)
     with open(summary, encoding="utf-8") as f:
-        return json.load(f)
+        return {k: v for k, v in json.load(f).items() if k != "command"}    # it names a folder
+
+
+def week_of(o, seed):
+    """The summary of a default life, and under "crowd" that of one crowded day from its base."""
+    folder = os.path.abspath(os.path.join(o.work, f"seed{seed}"))
+    run = live(seed, folder, o.device)
+    if o.crowd:
+        run["crowd"] = live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt",
+                            "--days=1", f"--people={o.crowd}")
+    return run
 
 
 def main(argv):
@@ -43,9 +62,12 @@ def main(argv):
     path = os.path.join(stats.RESULTS, "week.json")
     if not o.table:
         seeds = flags.numbers(o.seeds, "seeds", "week.py")
-        runs = [live(seed, o.work) for seed in seeds]
-        runs = [{k: v for k, v in run.items() if k != "command"} for run in runs]
-        file = {**stats.provenance(f"python bench/week.py --seeds={o.seeds}"), "runs": runs}
+        with ThreadPoolExecutor(o.at_once) as side_by_side:
+            runs = list(side_by_side.map(partial(week_of, o), seeds))
+        kept = [word for word in argv if not word.startswith("--work")]
+        card = o.device != "cpu" and torch.cuda.is_available()
+        file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])),
+                "device": torch.cuda.get_device_name() if card else "cpu", "runs": runs}
         with open(path, "w", encoding="utf-8") as f:
             json.dump(file, f, indent=1)
     file = stats.read("week.json")

@@ -1,7 +1,9 @@
 """The lives of bench/ablations.py, the faults of bench/faults.py, and what both refuse. (Tables,
 statistics and figures: tests/test_report.py.)"""
+import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import seed
 import sleep
 from bench import ablations as A
-from bench import faults, stats
+from bench import faults, stats, tables, week
 from data import flags, gate
 
 TINY = ["--n_layer=1", "--n_embd=32", "--pretrain_steps=2", "--people=1", "--days=2",
@@ -178,3 +180,33 @@ def test_a_refusal_that_changes_a_file_is_no_refusal(tmp_path, monkeypatch):
     assert faults.refused("f", ["good"], str(tmp_path), "no")["survived"]
     for words, says in ((["good"], "yes"), (["two lines"], "no"), (["moves"], "no")):
         assert not faults.refused("f", words, str(tmp_path), says)["survived"]
+
+
+def test_a_week_a_seed_and_a_crowded_day_from_its_base(monkeypatch, tmp_path):
+    lived = []
+
+    def run(command, check, cwd):
+        folder = next(word.split("=")[1] for word in command if word.startswith("--out_dir"))
+        lived.append([os.path.basename(folder), *command[3:]])
+        kind = "many_people" if folder.endswith("crowd") else "met"
+        known = {"next_morning": 0.5, "end": 0.25, "n": 8}
+        os.makedirs(folder)
+        with open(os.path.join(folder, "summary.json"), "w") as f:
+            json.dump({"command": "secret", "days": 7, "recall": 0.5, "ACC": 0.25, "BWT": 0.0,
+                       "old_after": 1.0, "reading_before": 1.0, "reading_after": 1.0,
+                       "seed": folder, "kinds": {kind: known}}, f)
+    monkeypatch.setattr(week, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(stats, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(week.torch.cuda, "is_available", lambda: False)
+    argv = ["--seeds=4,2", "--crowd=40", "--at_once=2", f"--work={tmp_path}/w"]
+    week.main(argv)
+    assert sorted(row[0] for row in lived) == ["seed2", "seed2-crowd", "seed4", "seed4-crowd"]
+    crowd = next(row for row in lived if row[0] == "seed4-crowd")
+    assert f"--init_from={tmp_path}/w/seed4/base.pt" in crowd and "--people=40" in crowd
+    file = stats.read("week.json")
+    assert file["command"] == "python bench/week.py --seeds=4,2 --crowd=40 --at_once=2"
+    assert [r["seed"] for r in file["runs"]] == [f"{tmp_path}/w/seed4", f"{tmp_path}/w/seed2"]
+    assert "secret" not in json.dumps(file) and file["device"] == "cpu"
+    assert "| many people, one day | 0.50 (0.50 to 0.50) | | 8 |" in tables.week(file)
+    week.main(argv)                                         # what was lived is not lived again
+    assert len(lived) == 4
