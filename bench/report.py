@@ -73,7 +73,7 @@ UNTESTED = """
 
 def lives(files):
     file, week = files["ablations.json"], files["week.json"]
-    return ["## The default life", *headed("week.json", week, tables.week(week)),
+    return ["## The default life", *headed("week.json", week, tables.week(week, stats.read("crowd.json"))),
             "Mean, and the lowest and the highest seed. " + week.get("note", ""),
             picture("week.png", "what is known of which day after which night, kind by kind"),
             "## The default life, first edition of world and gate",

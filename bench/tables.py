@@ -85,8 +85,12 @@ def default_life(file):
                   "reversed"], rows)
 
 
-def week(file):
-    """The result file as the rows of a markdown table: mean (least to most) over the seeds."""
+CROWDED = {"many_people": "**a day of 40 people**", "old": "old, after such a day"}
+
+
+def week(file, crowd=None):
+    """The result files as the rows of a markdown table: mean (least to most) over the seeds.
+    crowd: the file of one crowded day."""
     runs = file["runs"]
     end = f"after {runs[0]['days']} nights"
     rows = [f"| all of it, {len(runs)} seeds | next morning | {end} | questions a life |",
@@ -98,10 +102,10 @@ def week(file):
         n = round(sum(one["n"] for one in found) / len(found))
         cells = f"{span(found, 'next_morning')} | {span(found, 'end')} | {n} |"
         rows.append(f"| {kind.replace('_', ' ')} | {cells}")
-    crowds = [run["crowd"]["kinds"]["many_people"] for run in runs if "crowd" in run]
-    if crowds:
-        n = round(sum(one["n"] for one in crowds) / len(crowds))
-        rows.append(f"| many people, one day | {span(crowds, 'next_morning')} | | {n} |")
+    for kind in ("many_people", "old") if crowd else ():
+        found = [run["kinds"][kind] for run in crowd["runs"]]
+        n = round(sum(one["n"] for one in found) / len(found))
+        rows.append(f"| {CROWDED[kind]} | {span(found, 'end')} | | {n} |")
     return rows
 
 

@@ -2,7 +2,8 @@
 The default life, once a seed (of weights and of the world): what every kind of day is worth.
 
     python bench/week.py --seeds=1,2,3        -> bench/results/week.json and the table of the README
-    python bench/week.py --crowd=40           each base also lives one day of forty people
+    python bench/week.py --crowd=40           one day of forty people from each of these bases
+                                                                            -> crowd.json
     python bench/week.py --table=1            only the table, from the file
 
 A life that is finished is not lived again, one that was interrupted goes on (--work holds them).
@@ -25,7 +26,7 @@ from data import flags
 
 FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
-    "crowd": (0, flags.COUNT, "people of one more day that each base lives by itself; 0: none"),
+    "crowd": (0, flags.COUNT, "people of the one day that each base lives; 0: the week"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
     "work": ("out-week", flags.TEXT, "folder of the lives"),
@@ -47,23 +48,23 @@ def live(seed, folder, device, *new):
         return {k: v for k, v in json.load(f).items() if k != "command"}    # it names a folder
 
 
-def week_of(o, seed):
-    """The summary of a default life, and under "crowd" that of one crowded day from its base."""
+def life_of(o, seed):
+    """The summary of a default life, or of one crowded day lived from its base."""
     folder = os.path.abspath(os.path.join(o.work, f"seed{seed}"))
-    run = live(seed, folder, o.device)
-    if o.crowd:
-        run["crowd"] = live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt",
-                            "--days=1", f"--people={o.crowd}")
-    return run
+    week_long = live(seed, folder, o.device)
+    if not o.crowd:
+        return week_long
+    return live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt", "--days=1",
+                f"--people={o.crowd}")
 
 
 def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, "week.py")
-    path = os.path.join(stats.RESULTS, "week.json")
+    path = os.path.join(stats.RESULTS, "crowd.json" if o.crowd else "week.json")
     if not o.table:
         seeds = flags.numbers(o.seeds, "seeds", "week.py")
         with ThreadPoolExecutor(o.at_once) as side_by_side:
-            runs = list(side_by_side.map(partial(week_of, o), seeds))
+            runs = list(side_by_side.map(partial(life_of, o), seeds))
         kept = [word for word in argv if not word.startswith("--work")]
         card = o.device != "cpu" and torch.cuda.is_available()
         file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])),
@@ -73,7 +74,7 @@ def main(argv):
     file = stats.read("week.json")
     if file is None:
         flags.fail("no bench/results/week.json yet: run without --table", "week.py")
-    print("\n".join(week(file)))
+    print("\n".join(week(file, stats.read("crowd.json"))))
     for key in ALL:
         print(f"{key}: {span(file['runs'], key)}")
 

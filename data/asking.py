@@ -164,10 +164,10 @@ def ask_everything(teacher, dreamt, marks):
     each thing, and of what was answered."""
     unknown = tuple(teacher.model.unknown.tolist())
     z = answered(teacher, sensible(teacher, cross(dreamt, marks)), marks)
-    more = turn_round(dreamt, z, unknown, marks)
+    direct = {(before, after): None for before, _, after in split(z)}   # asked of things
+    more = turn_round(dreamt, z, direct, unknown, marks)
     if more is not None:
         more = answered(teacher, sensible(teacher, more), marks)
-        direct = {(before, after) for before, _, after in split(z)}
         more = take(more, chosen(y != unknown or (before, after) in direct
                                  for (before, _, after), (_, _, y) in zip(split(more),
                                                                           unpack(more))))
@@ -195,14 +195,15 @@ def answered(teacher, z, marks):
     return repack(z, pairs)
 
 
-def turn_round(dreamt, z, unknown, marks):
+def turn_round(dreamt, z, direct, unknown, marks):
     """What was answered can be asked about -> quizzes without answers, or None.
 
     The day says that Ada was born on 3 May, and the self has asked who was born on 3 May, or where
     the person lives who was: so can whoever was born on any day be asked for. Such a wording v
     turns w round ("When was Ada born?") if v was heard about an answer to w. The passage is what
-    was told of Ada. If other things, too, are asked in v, their names stood in the answers ("Whose
-    friend is Ben?"), and all that can be asked of them is asked of this one.
+    was told of Ada. Answers to one question are of one kind: if one is a thing of the day (the
+    friend of Ada is Ben), what is asked of it is asked of the others, too. direct: all wordings
+    in which things were asked about.
     """
     asked, called, facts = {}, {}, {}               # {thing: wordings}, {name: thing}
     for k, (before, name, after), (_, _, y) in zip(z.thing.tolist(), split(z), unpack(z)):
@@ -210,29 +211,34 @@ def turn_round(dreamt, z, unknown, marks):
         called.setdefault(name, k)
         if y != unknown:                            # {answer: {thing: wordings}}
             facts.setdefault(y[:-1], {}).setdefault(k, {})[before, after] = None
-    kinds = {}                                      # {wording: all wordings of what is asked in it}
-    for mine in asked.values():
-        for w in mine:
-            kinds.setdefault(w, {}).update(mine)
-    turns, new, last = turns_of(dreamt, facts, called, kinds), {}, max(asked) + 1
+    kinds = {}                                      # {wording: those asked of what answers it}
+    for value, of in facts.items():
+        for w in (w for ws in of.values() for w in ws):
+            kinds.setdefault(w, {}).update(asked[called[value]] if value in called else {})
+    turns, new, last = turns_of(dreamt, facts, called, direct), {}, max(asked) + 1
     for value, of in facts.items():
         k = max(of, key=lambda k: len(asked[k]))    # of Ada, and not only of the friend of Ben
         often = sum((turns.get(w, Counter()) for w in of[k]), Counter())
         ways = [v for v, _ in often.most_common(TURNS)]
-        alike = next((list(kinds[v]) for v in ways if v in kinds and value not in called), [])
-        ways += random.sample(alike, min(len(alike), WORDINGS // 2))
+        if ways and value not in called:
+            alike = list({v: None for w in of[k] for v in kinds[w]})
+            ways += random.sample(alike, min(len(alike), WORDINGS // 2))
         j = called.get(value, last)
         last = max(last, j + 1)
         for before, after in ways:
             new[j, before + value + after] = k, len(before) + 1, len(before) + len(value)
     if not new:
         return None
-    return between([(p, q) for (_, q), (p, _, _) in new.items()], [j for j, _ in new],
+    return between([(k, q) for (_, q), (k, _, _) in new.items()], [j for j, _ in new],
                    [(b, e) for _, b, e in new.values()], z.ids.device, marks)
 
 
-def turns_of(dreamt, facts, called, kinds):
-    """{wording: how often each other wording was heard about what answers it}, see `turn_round`."""
+def turns_of(dreamt, facts, called, direct):
+    """{wording: how often each other wording was heard about what answers it}, see `turn_round`.
+
+    One that is asked of things, too, must lead back ("Whose friend is Ben?"): the answer is the
+    thing itself.
+    """
     turns = {}
     for _, q, y in unpack(dreamt):
         spans = [(b - a, a, b) for a in range(1, len(q)) for b in range(a + 1, len(q))
@@ -241,7 +247,7 @@ def turns_of(dreamt, facts, called, kinds):
             _, a, b = max(spans)                    # the longest answer that stands in it
             v = q[:a], q[b:]
             for k, ws in facts[q[a:b]].items():
-                if v not in kinds or called.get(y[:-1]) == k:
+                if v not in direct or called.get(y[:-1]) == k:
                     for w in ws:
                         turns.setdefault(w, Counter())[v] += 1
     return turns

@@ -152,7 +152,9 @@ WHOSE, HOW = ((ASK, 40), (ANSWER,)), ((ASK, 41), (42, ANSWER))      # about answ
 
 
 def turned(dreamt, *asked):
-    new = asking.turn_round(ask(*dreamt), ask(*asked), UNKNOWN, MARKS)
+    z = ask(*asked)
+    direct = {(before, after): None for before, _, after in split(z)}
+    new = asking.turn_round(ask(*dreamt), z, direct, UNKNOWN, MARKS)
     return None if new is None else (new, questions(new))
 
 
@@ -175,22 +177,23 @@ def test_the_longest_answer_that_stands_in_a_question_is_what_it_asks_about():
     assert asked == [(0, (ASK, 41, 20, 21, 42, ANSWER))]    # and not (ASK, 41, 23, 21, 42)
 
 
-def test_whoever_is_an_answer_is_asked_all_that_others_are():
-    """11 is the friend of 10 (WHERE). Others are asked WHO, WHERE, CALLED; "CALLED 11" was answered
-    10: so WHERE is turned round by CALLED, and the new thing 13 is asked everything."""
-    z, asked = turned([(1, CALLED, (11,), (10, END))], (0, WHERE, (10,), (11, END)),
-                      (2, WHERE, (12,), (13, END)), (2, WHO, (12,), (21, END)),
-                      (2, CALLED, (12,), UNKNOWN))
-    about = {name: sorted(q for _, q in asked if q[2] == name[0]) for _, name, _ in split(z)}
-    assert about == {n: sorted([(ASK, 33, *n, ANSWER), (ASK, 30, *n, ANSWER),
-                                (ASK, 31, *n, 32, ANSWER)]) for n in ((11,), (13,))}
-    # an answer that is a name already is asked for, no more: what it is asked is crossed elsewhere
-    _, asked = turned([(1, CALLED, (11,), (10, END))], (0, WHERE, (10,), (11, END)),
-                      (1, CALLED, (11,), UNKNOWN), (1, WHO, (11,), UNKNOWN))
-    assert asked == [(0, (ASK, 33, 11, ANSWER))]
-    # wordings of names about an answer turn nothing round unless they lead back
-    assert turned([(1, CALLED, (11,), (9, END))], (0, WHERE, (10,), (11, END)),
-                  (1, CALLED, (11,), UNKNOWN)) is None
+def test_answers_to_one_question_are_of_one_kind():
+    """11 is the friend (WHERE) of 10, and 13 of 12. 11 is asked WHO and CALLED, so 13 is, too; and
+    by WHOSE, which was heard about 11."""
+    told = [(0, WHERE, (10,), (11, END)), (2, WHERE, (12,), (13, END)), (1, WHO, (11,), UNKNOWN),
+            (1, CALLED, (11,), UNKNOWN)]
+    z, asked = turned([(0, WHOSE, (11,), (10, END))], *told)
+    assert sorted(asked) == sorted([(0, (ASK, 40, 11, ANSWER)), (2, (ASK, 40, 13, ANSWER)),
+                                    (2, (ASK, 30, 13, ANSWER)), (2, (ASK, 33, 13, ANSWER))])
+    assert dict(zip((q for _, q in asked), z.thing.tolist()))[ASK, 40, 11, ANSWER] == 1
+    assert len(turned([(0, WHOSE, (11,), (10, END))], *told[:2])[1]) == 2       # nobody is asked so
+
+
+def test_a_wording_of_things_turns_nothing_round_unless_it_leads_back():
+    told = [(0, WHERE, (10,), (11, END)), (1, CALLED, (11,), UNKNOWN), (2, WHERE, (12,), (13, END))]
+    _, asked = turned([(1, CALLED, (11,), (10, END))], *told)
+    assert (2, (ASK, 33, 13, ANSWER)) in asked
+    assert turned([(1, CALLED, (11,), (9, END))], *told) is None
 
 
 def test_not_more_turns_than_are_asked_for(monkeypatch):
@@ -209,7 +212,7 @@ def test_answers_about_answers_join_the_others(monkeypatch):
     monkeypatch.setattr(asking, "cross", lambda z, marks: z)
     monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
     monkeypatch.setattr(asking, "read", lambda teacher, asked, marks: [says[q] for _, q, _ in asked])
-    monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, unknown, marks: ask(
+    monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, direct, unknown, marks: ask(
         (2, WHOSE, (20,), (END,)), (3, WHOSE, (21,), (END,)), (1, WHO, (11,), (END,))))
     teacher = SimpleNamespace(model=SimpleNamespace(unknown=torch.tensor(UNKNOWN)), parts=[[]] * 4)
     found = asking.ask_everything(teacher, z, MARKS)

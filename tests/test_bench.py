@@ -188,25 +188,27 @@ def test_a_week_a_seed_and_a_crowded_day_from_its_base(monkeypatch, tmp_path):
     def run(command, check, cwd):
         folder = next(word.split("=")[1] for word in command if word.startswith("--out_dir"))
         lived.append([os.path.basename(folder), *command[3:]])
-        kind = "many_people" if folder.endswith("crowd") else "met"
-        known = {"next_morning": 0.5, "end": 0.25, "n": 8}
+        kinds = ["many_people", "old"] if folder.endswith("crowd") else ["met"]
+        known = {"next_morning": None, "end": 0.25, "n": 8}
         os.makedirs(folder)
         with open(os.path.join(folder, "summary.json"), "w") as f:
             json.dump({"command": "secret", "days": 7, "recall": 0.5, "ACC": 0.25, "BWT": 0.0,
                        "old_after": 1.0, "reading_before": 1.0, "reading_after": 1.0,
-                       "seed": folder, "kinds": {kind: known}}, f)
+                       "seed": folder, "kinds": dict.fromkeys(kinds, known)}, f)
     monkeypatch.setattr(week, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(stats, "RESULTS", str(tmp_path))
     monkeypatch.setattr(week.torch.cuda, "is_available", lambda: False)
-    argv = ["--seeds=4,2", "--crowd=40", "--at_once=2", f"--work={tmp_path}/w"]
+    argv = ["--seeds=4,2", "--at_once=2", f"--work={tmp_path}/w"]
     week.main(argv)
-    assert sorted(row[0] for row in lived) == ["seed2", "seed2-crowd", "seed4", "seed4-crowd"]
-    crowd = next(row for row in lived if row[0] == "seed4-crowd")
-    assert f"--init_from={tmp_path}/w/seed4/base.pt" in crowd and "--people=40" in crowd
+    assert sorted(row[0] for row in lived) == ["seed2", "seed4"]
     file = stats.read("week.json")
-    assert file["command"] == "python bench/week.py --seeds=4,2 --crowd=40 --at_once=2"
+    assert file["command"] == "python bench/week.py --seeds=4,2 --at_once=2"
     assert [r["seed"] for r in file["runs"]] == [f"{tmp_path}/w/seed4", f"{tmp_path}/w/seed2"]
     assert "secret" not in json.dumps(file) and file["device"] == "cpu"
-    assert "| many people, one day | 0.50 (0.50 to 0.50) | | 8 |" in tables.week(file)
-    week.main(argv)                                         # what was lived is not lived again
-    assert len(lived) == 4
+    week.main([*argv, "--crowd=40"])                        # what was lived is not lived again
+    assert sorted(row[0] for row in lived[2:]) == ["seed2-crowd", "seed4-crowd"]
+    crowd = next(row for row in lived if row[0] == "seed4-crowd")
+    assert f"--init_from={tmp_path}/w/seed4/base.pt" in crowd and "--people=40" in crowd
+    rows = tables.week(file, stats.read("crowd.json"))
+    assert "| **a day of 40 people** | 0.25 (0.25 to 0.25) | | 8 |" in rows
+    assert stats.read("week.json") == file and len(lived) == 4

@@ -19,7 +19,7 @@ def test_it_can_be_read_in_one_sitting():
 
 def test_what_to_expect_is_the_result_file():
     lines = TEXT.splitlines()
-    for row in tables.week(stats.read("week.json")):
+    for row in tables.week(stats.read("week.json"), stats.read("crowd.json")):
         assert row in lines, row
 
 
