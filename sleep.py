@@ -321,7 +321,7 @@ def summarise(a, method, model, state):
             "params_before": state["params"], "params_after": model.n_params(),
             "seconds": {**seconds, "total": round(sum(seconds.values()), 2)}, "command": a.command,
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "device": str(a.torch_device), "threads": torch.get_num_threads(),
+            "device": run.name_of(a.torch_device), "threads": torch.get_num_threads(),
             "processes": team.SIZE}
 
 

@@ -16,8 +16,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import torch
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from bench import stats
@@ -66,9 +64,7 @@ def main(argv):
         with ThreadPoolExecutor(o.at_once) as side_by_side:
             runs = list(side_by_side.map(partial(life_of, o), seeds))
         kept = [word for word in argv if not word.startswith("--work")]
-        card = o.device != "cpu" and torch.cuda.is_available()
-        file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])),
-                "device": torch.cuda.get_device_name() if card else "cpu", "runs": runs}
+        file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])), "runs": runs}
         with open(path, "w", encoding="utf-8") as f:
             json.dump(file, f, indent=1)
     file = stats.read("week.json")

@@ -77,6 +77,11 @@ def device_of(a):
     return torch.device(a.device)
 
 
+def name_of(device):
+    """"NVIDIA H200", or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def stage(a, *names, own=False):
     """Seed Python and torch for a stage: each draws from a generator of its own.
 
