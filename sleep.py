@@ -60,7 +60,7 @@ def main(argv):
 
 
 DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
-EXPECT = {"world": " Expect, on a CPU: pretraining 4 to 6 minutes, a night about half a minute."}
+EXPECT = {"world": " Expect, on a CPU: pretraining 4 to 8 minutes, a night 1/2 to 1 minute."}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ and says no more; this is what makes them complete and true.
 The day is read twice. First sentence by sentence (`one_by_one`), so that nothing told is
 overlooked: what the self asks there says which things the day speaks of. Then thing by thing
 (`thing_by_thing`): all that was told of one thing, in whatever passage, is put together, and
-everything is asked of it (`ask_everything`), in the wordings of all questions about its kind. So
-neither two people in one passage nor one in two are confused. Where the day does not say, memory
-is asked (`look_up`).
+everything is asked of it (`ask_everything`), in the wordings of all questions about its kind, and
+of what was answered, too (`turn_round`). So neither two people in one passage nor one in two are
+confused. Where the day does not say, memory is asked (`look_up`). In the morning the self looks
+back at what became of each passage (`look_back`).
 
 Text is token ids; nothing here knows a word, a name or a template.
 """

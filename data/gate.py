@@ -6,10 +6,11 @@ A *thing* is whatever a question is about: a name, a description, a topic. Where
 specific is heard from the day itself, the gain log p(word | day) - log p(word | nothing). There the
 state of the pretrained self is a point; the states of one thing differ only by wording. So a thing
 is a Gaussian: the mean of its states, one covariance for all, learnt once from what the self
-invents (`learn_to_listen`). A question wakes the memories whose things it comes near (`listen`).
+invents (`learn_to_listen`). A question wakes the memories whose things it comes near (`listen`);
+of several, those are meant that have heard such questions in their night (`meant`, `judge`).
 
-Look first, then remember (`answer`): what the context says; else the memory that wakes, has heard
-such questions and knows, the newest first; else the pretrained self; else "I do not know".
+Look first, then remember (`answer`): what the context says; else the memory that is meant and
+knows, the newest first; else the pretrained self; else "I do not know".
 """
 from collections import Counter
 
