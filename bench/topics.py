@@ -30,6 +30,7 @@ FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and of the order of classes, with commas"),
     "work": ("out-topics", flags.TEXT, "folder of the lives"),
 }
+STEPS = 2800                        # of pretraining
 TRUST = {"gate_alone": (1, 0), "experts_alone": (0, 1), "both": gate.TRUST}
 SHOWN = ["final", "gate_alone", "experts_alone", "old_before", "old_after", "ACC", "BWT"]
 
@@ -39,7 +40,7 @@ def live(o, seed):
     folder = os.path.join(o.work, f"{o.data}-{seed}")
     if not os.path.isfile(os.path.join(folder, "summary.json")):
         new = [f"--data={o.data}", f"--data_dir={os.path.abspath(o.data_dir)}", f"--seed={seed}",
-               f"--world_seed={seed}", "--contrast=0", "--threads=1"]
+               f"--world_seed={seed}", "--contrast=0", "--threads=1", f"--pretrain_steps={STEPS}"]
         begun = os.path.isfile(os.path.join(folder, "args.json"))
         command = [sys.executable, os.path.join(ROOT, "sleep.py"),
                    f"--out_dir={os.path.abspath(folder)}"]
