@@ -34,6 +34,7 @@ from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
 STEPS, STUDIED, LEAST = 3, 10, 40   # of distillation, a fact; a studied thing; in all, at least
+USUAL = 24                          # sentences of a day: a shorter one is asked about more often
 BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
 SHRUGS = 0.4                        # how often "I do not know" is learnt: there is so much unknown
 MLP_LR = LR / 5                     # whole MLPs want smaller steps than a new expert
@@ -59,8 +60,10 @@ def night(model, day, marks, a):
     log["lost"]: the passages that the self could not learn. Raises RestlessNight.
     """
     cold = clone(model)                                         # the self without its day
-    teacher = hold(cold, asking.one_by_one(day), marks)         # the same self, the day in mind
-    dreamt = dream.write(teacher, marks, a.quizzes, a.writer, a.random_expert)      # 1. write
+    alone = asking.one_by_one(day)
+    teacher = hold(cold, alone, marks)                          # the same self, the day in mind
+    often = a.quizzes if day.study else a.quizzes * max(1, USUAL // len(alone.passages))
+    dreamt = dream.write(teacher, marks, often, a.writer, a.random_expert)          # 1. write
     z = screen(teacher, dreamt, marks)                                              # 2. screen
     if model.config.listens == "text":                          # a passage is the name of a topic
         z = asking.named(teacher, z, marks, reader(teacher))
@@ -78,8 +81,8 @@ def night(model, day, marks, a):
         z = dream.choose_dreams(cold, z, z, marks, teach, a.select, a.budget, 0)
     work = STUDIED * len(z.thing.unique()) if day.study else STEPS * asking.facts_in(z)
     steps = a.seed_steps or max(LEAST, work)
-    often = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
-    log |= distil(model, params, z, teach, marks, level, steps, a, often, bank)     # 4. distil
+    weights = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
+    log |= distil(model, params, z, teach, marks, level, steps, a, weights, bank)   # 4. distil
     if a.dream:                                                                     # 5. dream
         pool, quiz = some(z, dream.POOL), some(z, dream.QUIZ)
         log |= dream.learn_to_dream(model, cold, pool, quiz, teacher, marks, teach,

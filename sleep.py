@@ -9,6 +9,7 @@ chapter of nanoSleep.
     python sleep.py                                    the default life, from scratch
     python sleep.py --resume --out_dir=out             go on after an interruption
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
+    python sleep.py --chat                             tell it something, let it sleep, ask again
     torchrun --nproc_per_node=2 sleep.py               several processes live one life
     python sleep.py --help                             every flag
 """
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import classes, exam, flags, gate, store, team, text, weights, world
+from data import chat, classes, exam, flags, gate, store, team, text, weights, world
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -45,6 +46,9 @@ def main(argv):
     if a.ask:
         model, _ = load(os.path.join(a.out_dir, "checkpoint.pt"), a.torch_device)
         return exam.question(fits(model, data, a.out_dir), data, a)
+    if a.chat:
+        model, _ = load(chat.begins(a), a.torch_device)
+        return chat.talk(a, fits(model, data, a.out_dir), data, asleep, save)
     a.lock = store.occupy(a.out_dir)
     born_already = a.resume and os.path.isfile(os.path.join(a.out_dir, "base.pt"))
     model = None if born_already else born(a, data)         # all that can fail comes first

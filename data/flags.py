@@ -39,6 +39,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
     },
     "a question for the self saved in --out_dir": {
+        "chat": (False, SWITCH, "talk to it: tell, ask, let it sleep, ask again"),
         "ask": ("", TEXT, "the question"),
         "context": ("", TEXT, "a passage to read before it"),
     },
@@ -78,7 +79,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
-ASKING = {"ask", "context", "out_dir", "device", "dtype", "deterministic", "threads"}
+ASKING = {"ask", "context", "chat", "out_dir", "device", "dtype", "deterministic", "threads"}
 BESIDE = ("none", "sft")                # lives that --contrast adds, in folders of these names
 
 
@@ -167,6 +168,8 @@ def together(a, asked_for):
             fail(f"--{name} is empty: give it a value or leave it out")
     if "context" in asked_for and not a.ask:
         fail("--context is read before a question: give one with --ask")
+    if a.chat and (a.ask or a.resume):
+        fail("--chat talks to a saved self: leave out --ask and --resume")
     if a.ask and a.resume:
         fail("--ask questions a saved self, --resume goes on with its life: leave out one of them")
     if a.init_from == "scratch" and 0 < a.widen < a.n_embd:
@@ -243,6 +246,7 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
+    old = {"chat": False, **old}                            # of a life begun before there was one
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:
         what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"

@@ -39,15 +39,15 @@ LIVING = []                             # folder of the life that this process h
 def begin(argv, doc=""):
     """The flags of this run, checked, with the machine set up for them: a namespace.
 
-    With --resume they are those of the life that goes on, with --ask those of the life that is
-    asked. Beside the flags: a.command, the command that began the life, and a.torch_device. Sets,
+    With --resume they are those of the life that goes on, with --ask and --chat those of the life
+    that is asked. Beside the flags: a.command, the command that began the life, and a.torch_device. Sets,
     for the whole process: the team, threads, deterministic kernels, autocast (--dtype).
     """
     team.start()
     a = flags.parse(argv, doc)
     if a.resume:
         a = flags.resumed(a, argv)
-    elif a.ask:
+    elif a.ask or a.chat:
         a = flags.asked(a, argv)
     if not getattr(a, "command", ""):
         start = f"torchrun --nproc_per_node={team.SIZE}" if team.SIZE > 1 else "python"

@@ -89,6 +89,8 @@ def test_ask_a_saved_self(tiny):
         assert code == 0 and "(from" in said, said
     assert said.count("(from") > 1                          # too long a passage is read in parts
     assert forked(f"--out_dir={tiny[0] / 'none'}", "--ask=Who?")[0] == 0
+    code, said = forked(f"--out_dir={tiny[0]}", "--chat")   # with nobody there to talk to
+    assert code == 0 and "Tell me something" in said, said
 
 
 def test_an_earlier_life_is_kept(tiny, tmp_path):

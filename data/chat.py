@@ -1,0 +1,159 @@
+"""
+Talk to a self (`python sleep.py --chat`): tell it something, ask it, let it sleep, ask again.
+
+What it is told stands in its context and is gone when it is gone; after `sleep` it is in its
+weights. The life in --out_dir is left as it is: the self that talks is saved beside it, in chat.pt,
+after every sleep, and goes on from there. Nothing here is part of a night.
+"""
+import os
+import sys
+import time
+
+import torch
+
+from data import flags, run, store, text
+from data.exam import said_by
+from data.gate import MAX_NEW, answer, awake_for, wakes
+from data.quizzes import pack
+from dream import memories
+from model import FAST
+
+KEPT = "chat.pt"                        # the self that talks, beside the life that it has lived
+ROOM = 96                               # tokens of the context left free for a question
+ALOUD = 3                               # questions of each memory that `dream` says
+HELP = """\
+Tell me something, and end it with a full stop:      {told}
+Ask me anything, without one:                        {asked}
+sleep    what I was told moves from my context into my weights
+undo     I am as I was before I last slept, and what I was told stands in my context again
+dream    what my memories ask themselves, aloud
+who      what I have in mind, and what I have slept on
+help     this;   bye   the end"""
+
+
+def begins(a):
+    """The checkpoint that a conversation begins from: where the last one ended, or the life."""
+    path = os.path.join(a.out_dir, KEPT)
+    return path if os.path.isfile(path) else os.path.join(a.out_dir, "checkpoint.pt")
+
+
+def talk(a, model, data, night, save, lines=None):
+    """One conversation, a line at a time, from `lines` or the terminal, until it ends.
+
+    a: the flags; night(a, model, day, marks, i) -> (model, log), save(path, model): as in sleep.py.
+    """
+    if model.config.listens != "name":
+        flags.fail("--chat talks to a self that reads sentences: --data=world")
+    a.lock, path = store.occupy(a.out_dir), os.path.join(a.out_dir, KEPT)
+    told, before = [], []               # passages, each a list of sentences of ids; selves to undo
+    print(manual(data))
+    for line in (words.strip() for words in lines or terminal()):
+        if line == "bye":
+            break
+        if line == "sleep" and told:
+            before.append((model, told))
+            model, told = slept(a, model, data, told, night)
+            save(path, model)
+        elif line == "undo" and before:
+            model, told = undone(told, *before.pop())
+            save(path, model)
+        elif line in ("sleep", "undo"):
+            print("There is nothing to sleep on." if line == "sleep" else "I have not slept yet.")
+        elif line == "dream":
+            dream_aloud(model, data)
+        elif line == "who":
+            print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} days, "
+                  f"{len(model.things)} things that wake a memory.")
+        elif line == "help":
+            print(manual(data))
+        elif line.endswith((".", "!")):
+            told = listened(data, told, line)
+        elif line:
+            print(replied(model, data, told, line))
+    if told:
+        print(f"I have not slept on {len(told)} passages: they are forgotten now.")
+
+
+def terminal():
+    """Lines that somebody types, with a prompt if they do so at a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or run.wants_to_stop():
+            return
+        yield line
+
+
+def manual(data):
+    """HELP, with a sentence and a question of the self's own world."""
+    told = data.always["reading"][0].context.strip().split(". ")[0].rstrip(".") + "."
+    return HELP.format(told=told, asked=data.always["old"][0].question.strip())
+
+
+def listened(data, told, line):
+    """The context with one more passage in it: what does not fit is refused, not dropped."""
+    new = text.fit([text.sentences(data.enc, line)], data.block_size - ROOM)
+    used = sum(len(s) for passage in told + new for s in passage)
+    print(f"I have it in mind ({used} tokens in {len(told + new)} passages).")
+    return told + new
+
+
+def replied(model, data, told, line):
+    """The answer, how sure the self is, and where it has it from: the newest passage that says."""
+    question = [data.marks.ask, *data.enc.encode_ordinary(" " + line), data.marks.answer]
+    if len(question) > ROOM - MAX_NEW:
+        return "That question is too long for me: ask in fewer words."
+    contexts = [[t for s in passage for t in s] for passage in reversed(told)] or [[]]
+    found = answer(model, data.marks, [question] * len(contexts), contexts)
+    k = next((k for k, (_, source) in enumerate(found) if source == "context"), 0)
+    y, source = found[k]
+    p = sure(model, data.marks, question, y, source, contexts[k])
+    words = data.enc.decode([t for t in y if t not in data.marks]).strip()
+    return f"{words}    ({said_by(source)}; p = {p:.2f})"
+
+
+@torch.no_grad()
+def sure(model, marks, question, y, source, context):
+    """p of the least certain word of an answer, as it was given."""
+    read = source == "context"
+    row, memory = [marks.bos, *(context if read else []), *question], None if read else source
+    z, begin = pack([(0, question, y)], model.device), 0
+    if memory is not None:
+        begin = int(wakes(model, z, *memory, marks))
+    ids = torch.tensor([row + list(y)], device=model.device)
+    log_p = model(ids[:, :-1], awake=awake_for([memory], [begin], model.device)).float()
+    log_p = log_p.log_softmax(-1).gather(2, ids[:, 1:, None])[0, len(row) - 1:, 0]
+    return float(log_p.min().exp())
+
+
+def slept(a, model, data, told, night):
+    """(the self in the morning, what it still has in mind). A night gone wrong is undone."""
+    began, nights = time.time(), model.n_experts(FAST)
+    run.stage(a, "chat", nights)
+    model, log = night(a, model, text.Day(told, []), data.marks, nights)
+    left = [told[p] for p in log["lost"]]
+    if "undone" in log:
+        print("I slept badly and woke as I was, with everything in mind.")
+        return model, left
+    print(f"I slept for {time.time() - began:.0f} s, asked myself {log['kept']} questions about "
+          f"{len(told)} passages and know {log['known']:.0%} of the answers; "
+          + (f"{len(left)} passages are still in mind." if left else "my context is empty."))
+    return model, left
+
+
+def undone(told, model, had):
+    """(the self before a night, all that it was told before and after)."""
+    told = had + [passage for passage in told if passage not in had]
+    print(f"I am as I was before that night, with {len(told)} passages in mind.")
+    return model, told
+
+
+def dream_aloud(model, data):
+    """What each memory asks itself when it speaks from the first word on."""
+    dreamt = memories(model, FAST, data.marks, ALOUD)
+    if not dreamt:
+        print("I have no memory to dream of yet.")
+    for expert, q, y in dreamt:
+        words = [data.enc.decode([t for t in ids if t not in data.marks]).strip() for ids in (q, y)]
+        print(f"  memory {expert + 1}: {' '.join(words)}")
