@@ -16,6 +16,7 @@ chapter of nanoSleep.
 from data import run                                        # first: it makes a Ctrl-C one line
 
 import json
+import math
 import os
 import sys
 import time
@@ -37,6 +38,7 @@ KEEP = 300                          # steps between two half-way checkpoints of 
 SFT_STEPS, SFT_LR = 60, 1e-3        # method sft: what most people would do
 STUDIOUS = 4                        # times the rank, where days are studied
 ROOM = 96                           # tokens of a context left free for a question and its answer
+CROWDED = 16                        # passages that one expert can hold
 PATIENCE = 3                        # nights that a passage is tried before it is given up
 
 
@@ -254,13 +256,28 @@ def asleep(a, model, day, marks, i):
     """
     yesterday = clone(model)
     try:
-        log = seed.night(model, day, marks, a)
+        log = in_cycles(a, model, day, marks)
         if a.period and (i + 1) % a.period == 0:
             log |= seed.consolidate(model, marks, a)
         return model, log
     except (seed.RestlessNight, torch.linalg.LinAlgError) as e:
         tqdm.write(f"  night {i + 1} is undone: {e}")
         return yesterday, {"undone": str(e), "lost": list(range(len(day.passages)))}
+
+
+def in_cycles(a, model, day, marks):
+    """A crowded day is slept on in several cycles of a night, each with an expert of its own."""
+    if day.study or len(day.passages) <= CROWDED:
+        return seed.night(model, day, marks, a)
+    n, logs = math.ceil(len(day.passages) / CROWDED), []
+    bounds = [len(day.passages) * k // n for k in range(n + 1)]
+    for first, last in zip(bounds, bounds[1:]):
+        log = seed.night(model, day._replace(passages=day.passages[first:last]), marks, a)
+        logs.append({**log, "lost": [first + p for p in log["lost"]]})
+    kept = sum(log["kept"] for log in logs)
+    known = sum(log["known"] * log["kept"] for log in logs) / kept
+    lost = [p for log in logs for p in log["lost"]]
+    return {**logs[-1], "cycles": n, "kept": kept, "known": known, "lost": lost}
 
 
 def fine_tune(a, model, day, marks, i):

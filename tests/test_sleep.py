@@ -93,6 +93,24 @@ def test_ask_a_saved_self(tiny):
     assert code == 0 and "Tell me something" in said, said
 
 
+def test_a_crowded_day_takes_several_cycles(monkeypatch):
+    """Every passage is slept on once, and what was lost keeps its number."""
+    monkeypatch.setattr(sleep, "CROWDED", 3)
+    seen = []
+
+    def night(model, day, marks, a):
+        seen.append(day.passages)
+        return {"kept": len(seen), "known": 0.5 if len(seen) == 1 else 1.0, "lost": [1], "x": seen}
+    monkeypatch.setattr(seed, "night", night)
+    log = sleep.in_cycles(None, None, Day(list("abcdefg"), []), None)
+    assert seen == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    assert log["lost"] == [1, 3, 5] and log["cycles"] == 3 and log["kept"] == 6
+    assert log["known"] == pytest.approx(5.5 / 6)
+    for day in (Day(list("abc"), []), Day(list("abcdefg"), ["studied"])):
+        log = sleep.in_cycles(None, None, day, None)        # one night, as it is
+        assert seen[-1] == day.passages and log["lost"] == [1] and "cycles" not in log
+
+
 def test_an_earlier_life_is_kept(tiny, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(tiny[0], out)
