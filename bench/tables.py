@@ -120,11 +120,13 @@ def span(runs, key):
 
 def topics(file):
     """What the gate knows of topics, what the experts, and what both: a line a measure."""
-    runs = [{**r, "kept a night": mean(r["kept"]), "minutes": r["seconds"]["total"] / 60}
+    runs = [{**r, "kept a night": mean(kept or 0 for kept in r["kept"]), "undone nights":
+             sum(why is not None for why in r["undone"]), "minutes": r["seconds"]["total"] / 60}
             for r in file["runs"]]
     names = {"both": "**gate and experts**", "gate_alone": "gate alone", "experts_alone":
              "experts alone", "old_before": "the base's classes, before", "old_after":
              "the base's classes, at the end", "BWT": "BWT", "kept a night": "dreams kept a night",
+             "undone nights": "nights undone, of a life",
              "minutes": "minutes a life, one thread"}
     return [f"| {runs[0]['data']}, {len(runs)} seeds | mean (least to most) |", "|---|---|",
             *(f"| {name} | {span_of(runs, key)} |" for key, name in names.items())]
