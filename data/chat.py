@@ -62,8 +62,8 @@ def talk(a, model, data, night, save, lines=None):
         elif line == "dream":
             dream_aloud(model, data)
         elif line == "who":
-            print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} days, "
-                  f"{len(model.things)} things that wake a memory.")
+            print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} memories, "
+                  f"woken by {len(model.things)} things.")
         elif line == "help":
             print(manual(data))
         elif line.endswith((".", "!")):
