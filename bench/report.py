@@ -21,7 +21,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "topics.json", "ablations.json", "knowledge.json",
+FILES = ("week.json", "crowd.json", "topics.json", "ablations.json", "knowledge.json",
          "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json", "absorber.json",
          "speed.json", "faults.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
@@ -72,9 +72,10 @@ UNTESTED = """
 
 
 def lives(files):
-    file, week = files["ablations.json"], files["week.json"]
-    return ["## The default life", *headed("week.json", week, tables.week(week, stats.read("crowd.json"))),
-            "Mean, and the lowest and the highest seed. " + week.get("note", ""),
+    file, week, crowd = (files[f"{name}.json"] for name in ("ablations", "week", "crowd"))
+    return ["## The default life", *headed("week.json", week, tables.week(week, crowd)),
+            f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
+            f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
             "## The default life, first edition of world and gate",
             *headed("ablations.json", file, tables.default_life(file)),
