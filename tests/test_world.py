@@ -83,7 +83,8 @@ def test_no_two_people_share_a_value(life):
 
 def test_new_people_occur_in_no_pretraining_document(life, documents):
     data, world = life
-    texts = " ".join(p + " ".join(q + a for q, a in chain) for p, chain in documents)
+    # a bar between them: "employs Milo", typed, with its answer "Vernon and York", is nobody's name
+    texts = " ".join(p + " ".join(f"{q} | {a}" for q, a in chain) for p, chain in documents)
     old = set(world["old"])
     for name in world["taken"] - old:
         if " " in name and name in texts:                  # one word may also be a street or a town
