@@ -179,6 +179,7 @@ def ask_everything(teacher, dreamt, marks):
 
 
 def chosen(these):
+    """Any row of True and False as an index for `take`: (N,)."""
     return torch.tensor(list(these), dtype=torch.bool)
 
 

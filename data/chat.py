@@ -47,31 +47,34 @@ def talk(a, model, data, night, save, lines=None):
     a.lock, path = store.occupy(a.out_dir), os.path.join(a.out_dir, KEPT)
     told, before = [], []               # passages, each a list of sentences of ids; selves to undo
     print(manual(data))
-    for line in (words.strip() for words in lines or terminal()):
-        if line == "bye":
-            break
-        if line == "sleep" and told:
-            before.append((model, told))
-            model, told = slept(a, model, data, told, night)
-            save(path, model)
-        elif line == "undo" and before:
-            model, told = undone(told, *before.pop())
-            save(path, model)
-        elif line in ("sleep", "undo"):
-            print("There is nothing to sleep on." if line == "sleep" else "I have not slept yet.")
-        elif line == "dream":
-            dream_aloud(model, data)
-        elif line == "who":
-            print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} memories, "
-                  f"woken by {len(model.things)} things.")
-        elif line == "help":
-            print(manual(data))
-        elif line.endswith((".", "!")):
-            told = listened(data, told, line)
-        elif line:
-            print(replied(model, data, told, line))
-    if told:
-        print(f"I have not slept on {len(told)} passages: they are forgotten now.")
+    try:
+        for line in (words.strip() for words in lines or terminal()):
+            if line == "bye":
+                break
+            if line == "sleep" and told:
+                before.append((model, told))
+                model, told = slept(a, model, data, told, night)
+                save(path, model)
+            elif line == "undo" and before:
+                model, told = undone(told, *before.pop())
+                save(path, model)
+            elif line in ("sleep", "undo"):
+                print("There is nothing to sleep on." if line == "sleep" else
+                      "I have not slept yet.")
+            elif line == "dream":
+                dream_aloud(model, data)
+            elif line == "who":
+                print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} memories, "
+                      f"woken by {len(model.things)} things.")
+            elif line == "help":
+                print(manual(data))
+            elif line.endswith((".", "!")):
+                told = listened(data, told, line)
+            elif line:
+                print(replied(model, data, told, line))
+    finally:                            # however it ends, nothing is lost in silence
+        if told:
+            print(f"I have not slept on {len(told)} passages: they are forgotten now.")
 
 
 def terminal():
@@ -92,7 +95,7 @@ def manual(data):
 
 
 def listened(data, told, line):
-    """The context with one more passage in it: what does not fit is refused, not dropped."""
+    """The context with what was told behind it, in parts where it is too long for one passage."""
     new = text.fit([text.sentences(data.enc, line)], data.block_size - ROOM)
     used = sum(len(s) for passage in told + new for s in passage)
     print(f"I have it in mind ({used} tokens in {len(told + new)} passages).")

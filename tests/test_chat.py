@@ -64,6 +64,15 @@ def test_a_bad_night_forgets_nothing(talk):
     assert "self 0, 1 in mind: Who?" in said and saved == [0]
 
 
+def test_an_end_that_nobody_wanted_says_what_is_lost(talk, capsys):
+    def lines():
+        yield "A is one."
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        talk(lines())
+    assert "not slept on 1 passages: they are forgotten" in capsys.readouterr().out
+
+
 def test_commands_say_what_there_is(talk):
     said, _, _ = talk(["who", "help", "", "A is one.", "who"])
     assert "In mind: 0 passages" in said and "In mind: 1 passages" in said
