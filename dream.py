@@ -39,11 +39,12 @@ TRIAL_STEPS, TRIAL_LR = 4, 0.01     # Adam, on an isolated copy
 WRITER_STEPS, WRITER_LR = 16, 3e-3  # Adam, ReST-EM
 FLOOR = 0.05                        # of the curriculum: nothing is never drawn
 
-Teacher = namedtuple("Teacher", "model readings cache held awake home parts", defaults=[None] * 2)
+Teacher = namedtuple("Teacher", "model readings cache held awake home parts told",
+                     defaults=[None] * 3)
 # readings: the day's passages as contexts, VIEWS a passage, and their cache; held: the cache that
 # answers (of the readings, or of nothing if the day was studied); awake: the expert that studied;
 # home: which passages of the real day each passage is made of; parts: of each passage that is a
-# thing, those that are its single sentences
+# thing, those that are its single sentences; told: what was asked about, sentence by sentence
 
 
 # --------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ def night(model, day, marks, a):
     if model.config.listens == "text":                          # a passage is the name of a topic
         z = asking.named(teacher, z, marks, reader(teacher))
     else:                                                       # the day again, thing by thing
-        z, things, home, parts = asking.thing_by_thing(teacher, z, day, marks)
-        teacher = hold(cold, things, marks)._replace(home=home, parts=parts)
+        z, things, found = asking.thing_by_thing(teacher, z, day, marks)
+        teacher = hold(cold, things, marks)._replace(**found)
         z = asking.ask_everything(teacher, z, marks)
         z = look_up(teacher, z, marks, reader(teacher))
     teach = reader(teacher)

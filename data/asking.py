@@ -32,7 +32,7 @@ LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a questi
 READINGS = 2                        # over which an answer's distribution is averaged
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
 KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
-MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
+MIN_SURE, RECALLED = 0.5, 0.5       # p of the least certain word of an answer that is learnt
 
 
 def screen(teacher, dreamt, marks):
@@ -67,12 +67,14 @@ def one_by_one(day):
 def thing_by_thing(teacher, z, day, marks):
     """The things that quizzes z about single sentences ask for, and what was told of each.
 
-    Returns (quizzes, day, home, parts): the passages of the day are the things now, all that was
-    told of each, and behind them every single sentence; those of the quizzes are things. home:
-    [{passages of the real day}] of each; parts: of each thing, the passages that are its sentences.
-    Raises RestlessNight.
+    Returns (quizzes, day, found): the passages of the day are the things now, all that was told of
+    each, and behind them every single sentence; those of the quizzes are things. found: what a
+    Teacher keeps of it. home: [{passages of the real day}] of each; parts: of each thing, the
+    passages that are its sentences; told: [(passage of the real day, sentence)] of all sentences
+    that were asked about. Raises RestlessNight.
     """
-    model, z = teacher.model, apart(sensible(teacher, z))
+    model, heard_of = teacher.model, sorted(set(z.passage.tolist()))
+    z = apart(sensible(teacher, z))
     if not len(z.ids):
         raise RestlessNight("the self cannot tell what its questions are about")
     z = z._replace(thing=about(model, z, marks))
@@ -91,7 +93,8 @@ def thing_by_thing(teacher, z, day, marks):
     wholes, singles = [[sentences[i] for i in some] for some in told], [[s] for s in sentences]
     home = [{where[i] for i in some} for some in told] + [{p} for p in where]
     parts = [[len(told) + i for i in some] for some in told]
-    return z._replace(passage=z.thing), day._replace(passages=wholes + singles), home, parts
+    found = {"home": home, "parts": parts, "told": [(where[i], sentences[i]) for i in heard_of]}
+    return z._replace(passage=z.thing), day._replace(passages=wholes + singles), found
 
 
 def sensible(teacher, z):
@@ -356,7 +359,7 @@ def look_up(teacher, z, marks, teach):
     new = with_targets(new, teach, READINGS)
     for i, target in zip(recalled, memory_of(model, take(new, list(recalled)), marks, recalled)):
         new.target[i], new.recalled[i] = target, True
-    sure = sureness(new) > MIN_SURE
+    sure = sureness(new) > torch.where(new.recalled, RECALLED, MIN_SURE)
     told_of = new.thing[sure & torch.tensor(news, device=sure.device)]
     new = take(new, sure & torch.isin(new.thing, told_of))
     if not len(new.ids):
@@ -429,23 +432,44 @@ def look_back(model, cold, z, teacher, day, marks):
     """What became of each passage and of what was known before. Returns a log (ours).
 
     The new self answers the quizzes of the day by its own gate: a passage of which it knows no
-    more than half is lost, for tonight. And it answers what it asks in dreams of old: raises
-    RestlessNight where more than a share MOVED of those answers have changed.
+    more than half is lost, for tonight, and so is one of whose sentences no more than half can be
+    said again (`kept`). And it answers what it asks in dreams of old: raises RestlessNight where
+    more than a share MOVED of those answers have changed.
     """
     pairs = unpack(z)
     answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
     if sum(right) < KNOWN * len(right):
         raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
-    score, read = {}, (~z.recalled).tolist()
-    for (k, _, _), r, told in zip(pairs, right, read):
-        for p in teacher.home[k] if told else ():
-            score.setdefault(p, []).append(r)
-    lost = [p for p in range(len(day.passages))
-            if 2 * sum(score.get(p, [])) <= len(score.get(p, []))]
+    known, said_again = {}, kept(z, right, teacher, day)
+    for (k, _, _), r, recalled in zip(pairs, right, z.recalled.tolist()):
+        for p in () if recalled else teacher.home[k]:
+            known.setdefault(p, []).append(r)
+    lost = [p for p in range(len(day.passages)) if p not in known or
+            any(2 * sum(some) <= len(some) for some in (known[p], said_again.get(p, [True])))]
     old = dream.questions(cold, marks, HELD_OUT)
     before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
     moved = sum(b[0] != c[0] for b, c in zip(before, after)) / max(1, len(old))
     if moved > MOVED:
         raise RestlessNight(f"{moved:.0%} of what the self said of old things has changed")
     return {"known": sum(right) / len(right), "lost": lost, "moved": moved}
+
+
+def kept(z, right, teacher, day):
+    """{passage: [True for each of its sentences that can be said again]}, of what was asked about.
+
+    A sentence can if a quiz whose answer stands in it is known, and the thing it asks of is called
+    what the passage calls it: a name that the self has misspelt helps nobody who asks in the
+    morning. A self that answers in its own words cannot be held to that.
+    """
+    score, known = {}, {}
+    if not teacher.told or not teacher.model.quotes:
+        return score
+    for k, (_, name, _), (_, _, y), r in zip(z.passage.tolist(), split(z), unpack(z), right):
+        for p in teacher.home[k] if r else ():
+            known.setdefault(p, {})[name, y[:-1]] = None
+    for p, sentence in teacher.told:
+        passage = sum(day.passages[p], [])
+        score.setdefault(p, []).append(any(stands_in(y, sentence) and stands_in(name, passage)
+                                           for name, y in known.get(p, {})))
+    return score

@@ -29,6 +29,7 @@ MIN_GAIN = 1.0                      # nats a question gains from the day if it i
 QUOTED = 0.5                        # share of answers in the words read, of a self that quotes
 SAME = 0.5                          # squared spreads: things nearer to each other are one
 DOUBT = 5.0                         # nats by which a question may be likelier to another memory
+SURE, GUESS = 0.6, 0.3              # p of the least certain word of what is known; is worth saying
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
@@ -89,9 +90,10 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
     Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
-    "I do not know" does not know. asked: questions as ids, <ask> ... <answer>. Returns [(answer
-    ids, source)]; source: (level, expert), or None for the pretrained self. The rule chooses once a
-    question: the whole answer, however long, comes from one source.
+    "I do not know", or is not SURE, does not know; where none is sure, the surest counts, if it is
+    more than a GUESS. asked: questions as ids, <ask> ... <answer>. Returns [(answer ids, source)];
+    source: (level, expert), or None for the pretrained self. The rule chooses once a question: the
+    whole answer, however long, comes from one source.
     """
     if len(model.names):
         return judge(model, marks, asked)
@@ -99,21 +101,35 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     shrug = model.unknown.tolist()
     since, owners = listen(model, *pad_rows(prompts, model.device))
     woken, since, owners = meant(model, prompts, since, owners), since.tolist(), owners.tolist()
-    found, waiting = [None] * len(prompts), list(range(len(prompts)))
+    found, guess, waiting = {}, {}, range(len(prompts))
     while waiting:
         units = [woken[i].pop() if woken[i] else None for i in waiting]
         sources = [None if unit is None else tuple(owners[unit]) for unit in units]
         begin = [0 if unit is None else since[i][unit] for i, unit in zip(waiting, units)]
-        awake = awake_for(sources, begin, model.device)
-        said_ = greedy(model, [prompts[i] for i in waiting], marks, max_new, awake)
-        again = []
-        for i, y, source in zip(waiting, said_, sources):
-            if source is not None and y == shrug:
-                again.append(i)
-            else:
+        rows = [prompts[i] for i in waiting]
+        said_ = greedy(model, rows, marks, max_new, awake_for(sources, begin, model.device))
+        for i, y, source, p in zip(waiting, said_, sources,
+                                   certainty(model, rows, said_, sources, begin)):
+            if source is None:
+                found[i] = guess.get(i, (GUESS, y, None))[1:]
+            elif y != shrug and p > SURE:
                 found[i] = (y, source)
-        waiting = again
-    return found
+            elif y != shrug and p > guess.get(i, (GUESS,))[0]:
+                guess[i] = (p, y, source)
+        waiting = [i for i in waiting if i not in found]
+    return [found[i] for i in range(len(prompts))]
+
+
+def certainty(model, rows, answers, sources, begin):
+    """p of the least certain word of the answer to each row, as its memory says it: [p]."""
+    asked = [i for i, source in enumerate(sources) if source is not None]
+    log_p = spoken(model, [rows[i] + answers[i] for i in asked], [sources[i] for i in asked],
+                   [begin[i] for i in asked])
+    at = torch.arange(1, log_p.shape[1] + 1, device=log_p.device)
+    start = torch.tensor([len(rows[i]) for i in asked], device=log_p.device)
+    least = log_p.masked_fill(at < start[:, None], 0.0).amin(1) if asked else log_p
+    p = dict(zip(asked, least.exp().tolist()))
+    return [p.get(i, 1.0) for i in range(len(rows))]
 
 
 def meant(model, prompts, since, owners):
@@ -138,18 +154,23 @@ def meant(model, prompts, since, owners):
 def likelihood(model, rows, sources, at_once=512):
     """log p(row | its memory) of rows of ids, the first two given: (N,). sources: (level, expert)
     for each row, awake from the first token on; expert -1: the pretrained self."""
-    found = [torch.zeros(0, device=model.device)]
+    return spoken(model, rows, sources, [0] * len(rows), at_once)[:, 1:].sum(1)
+
+
+def spoken(model, rows, sources, begin, at_once=512):
+    """log p of every token of each row but the first, as its memory, awake from begin on, says it:
+    (N, T-1), 0 behind the end of a row."""
+    T = max((len(row) for row in rows), default=1)
+    found = torch.zeros(len(rows), T - 1, device=model.device)
     for i in range(0, len(rows), at_once):
         ids, length = pad_rows(rows[i:i + at_once], model.device)
-        awake = awake_for(sources[i:i + at_once], [0] * len(ids), ids.device)
+        awake = awake_for(sources[i:i + at_once], begin[i:i + at_once], ids.device)
         h = model.hidden(ids[:, :-1], awake=awake)
-        at = torch.arange(1, ids.shape[1], device=ids.device)
-        word = (at > 1) & (at < length[:, None])
-        log_p = torch.zeros(word.shape, device=ids.device)
+        word = torch.arange(1, ids.shape[1], device=ids.device) < length[:, None]
         logits = model.logits(h[word]).float()
-        log_p[word] = logits.gather(1, ids[:, 1:][word][:, None])[:, 0] - logits.logsumexp(-1)
-        found.append(log_p.sum(1))
-    return torch.cat(found)
+        log_p = logits.gather(1, ids[:, 1:][word][:, None])[:, 0] - logits.logsumexp(-1)
+        found[i:i + at_once, :ids.shape[1] - 1][word] = log_p
+    return found
 
 
 @torch.no_grad()
@@ -409,8 +430,8 @@ def reach(model, mean, count, z, teacher, marks):
 
     In the metric the states of a thing lie within p = 1 (a little more where few were heard). The
     nearest question that is not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such
-    questions are what the self has invented and dreamt (`learn_to_listen`), unless the day makes
-    them likelier: then they speak of the thing.
+    questions are what the self has invented and dreamt (`learn_to_listen`), unless they name the
+    thing, or the day makes them likelier: then they speak of it.
     """
     p, K = 1 + 1 / count, len(mean)
     others = [tuple(t for t in row if t >= 0) for row in model.imagined.tolist()]
@@ -425,7 +446,12 @@ def reach(model, mean, count, z, teacher, marks):
                             for i, j in zip(row.tolist(), k.tolist())], n.device)
         gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,
                      teacher.awake)
-        n[row, k] = torch.where(gain.sum(1) > MIN_GAIN, torch.inf, n[row, k])
+        names = {}                          # with the word behind it: it is the whole name
+        for thing, (_, name, after) in zip(z.thing.tolist(), split(z)):
+            names.setdefault(thing, {})[name + after[:1]] = None
+        named = torch.tensor([any(stands_in(name, others[i]) for name in names[j])
+                              for i, j in zip(row.tolist(), k.tolist())], device=n.device)
+        n[row, k] = torch.where(named | (gain.sum(1) > MIN_GAIN), torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
 

@@ -77,11 +77,12 @@ def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study):
                         [{s: 9.0 - s for k, s in zip(z.thing.tolist(), z.passage.tolist())
                           if k == thing} for thing in (0, 1)])
     assert len(asking.one_by_one(day).passages) == max(where) + 1
-    z, things, found, parts = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
+    z, things, found = asking.thing_by_thing(SimpleNamespace(model=little()), z, day, MARKS)
     single = [[10, 5], [10, 6], [11, 7]] if not study else [[10, 5, 10, 6], [11, 7]]
     assert [sum(told, []) for told in things.passages] == [[10, 5, 10, 6], [11, 7], *single]
-    assert found == home + [{0}, {0}, {1}][-len(single):] and z.passage.tolist() == [0, 0, 1]
-    assert [[things.passages[i] for i in some] for some in parts] == \
+    assert found["home"] == home + [{0}, {0}, {1}][-len(single):]
+    assert z.passage.tolist() == [0, 0, 1] and len(found["told"]) == len(single)
+    assert [[things.passages[i] for i in some] for some in found["parts"]] == \
         [[[s] for s in told] for told in things.passages[:2]]
 
 

@@ -91,8 +91,9 @@ def test_wakes_counts_from_bos_and_hears_the_question_alone():
 # --------------------------------------------------------------------------------------------------
 # remember, answer
 
-def speaking(monkeypatch, says):
-    """Instead of a decoder: says {(source, last word of the text before <answer>): answer ids}."""
+def speaking(monkeypatch, says, sure=lambda source, answer: 1.0):
+    """Instead of a decoder: says {(source, last word of the text before <answer>): answer ids}, and
+    how sure each source is of its answer."""
     calls = []
 
     def greedy(model, prompts, marks, max_new, awake=None):
@@ -106,6 +107,8 @@ def speaking(monkeypatch, says):
             out.append(list(says(source, prompt)))
         return out
     monkeypatch.setattr(gate, "greedy", greedy)
+    monkeypatch.setattr(gate, "certainty", lambda model, rows, answers, sources, begin:
+                        [sure(source, y) for source, y in zip(sources, answers)])
     return calls
 
 
@@ -122,6 +125,32 @@ def test_the_newest_memory_is_asked_first(monkeypatch):
         # awake from where the question comes near its thing, <bos> counted
         assert [who for who, _ in calls] == asked[:n + 1]
     assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
+
+
+@pytest.mark.parametrize("sure, want", [
+    ({1: 0.7, 0: 0.9}, 1),                                  # the newest that is sure
+    ({1: 0.5, 0: 0.9}, 0),                                  # one that is not does not know
+    ({1: 0.5, 0: 0.4}, 1), ({1: 0.4, 0: 0.5}, 0),           # of guesses the surest
+    ({1: 0.2, 0: 0.1}, None)])                              # which must be worth saying
+def test_a_memory_that_is_not_sure_does_not_know(monkeypatch, sure, want):
+    model = bare((11, 0.5, FAST, 1), (11, 0.5, FAST, 0))
+    says = {(FAST, 0): [21, 3], (FAST, 1): [22, 3], None: [24, 3]}
+    speaking(monkeypatch, lambda who, _: says[who], lambda who, y: sure[who[1]] if who else 0.0)
+    source = None if want is None else (FAST, want)
+    assert remember(model, MARKS, [ASK]) == [(says[source], source)]
+
+
+def test_certainty_is_the_least_certain_word_of_the_answer():
+    model, zero = lively(torch.float32), torch.zeros(1, dtype=torch.long)
+    rows, answers = [[0, 1, 10, 11, 2], [0, 1, 12, 2], [0, 1, 5, 2]], [[7, 3], [8, 9, 3], [6, 3]]
+    sources, begin = [(FAST, 0), None, (SLOW, 1)], [3, 0, 1]
+    found = gate.certainty(model, rows, answers, sources, begin)
+    for row, y, source, at, p in zip(rows, answers, sources, begin, found):
+        awake = {source[0]: (zero + source[1], zero + at)} if source else None
+        prob = model(torch.tensor([[*row, *y]]), awake=awake).softmax(-1)[0, len(row) - 1:-1]
+        want = min(float(prob[j, t]) for j, t in enumerate(y)) if source else 1.0
+        assert abs(p - want) < 1e-5
+    assert gate.certainty(model, [], [], [], []) == []
 
 
 def test_which_memories_one_question_means_by_hand(monkeypatch):
@@ -204,8 +233,9 @@ def test_the_context_is_read_by_the_pretrained_self(monkeypatch):
     assert {who for who, prompt in calls if len(prompt) > 1 + len(ASK)} == {None}
 
 
-def test_without_a_trick_the_answer_is_that_of_the_expert():
-    """No decoder replaced: memories speak as `generate` says."""
+def test_without_a_trick_the_answer_is_that_of_the_expert(monkeypatch):
+    """No decoder replaced: memories speak as `generate` says, however unsure they are."""
+    monkeypatch.setattr(gate, "SURE", 0.0)
     model = lively(torch.float32)
     model.metric, model.config.hears = torch.randn(5, 48), 1
     asked = [[1, *torch.randint(4, V, (4,)).tolist(), 2] for _ in range(6)]
@@ -310,19 +340,21 @@ def test_nearest_is_the_nearest_token_of_each_row():
 
 def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     """min(sqrt(p n), FARTHEST p, 0.9 n), where n is the nearest question that the day does not make
-    likelier."""
+    likelier, and that does not name the thing."""
     model, mean, count = bare(), torch.eye(48)[[10, 11, 12]], torch.tensor([1, 2, 4])
     z = pack([(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3))], "cpu")
-    z = z._replace(thing=torch.tensor([0, 1, 2]))
-    asked = [(1, 20, 2), (1, 21, 2), (1, 22, 5, 2)]
-    n = torch.tensor([[1.0, 90.0, 60.0], [50.0, 2.5, 70.0], [60.0, 70.0, 0.5]])
+    z = z._replace(thing=torch.tensor([0, 1, 2]), begin=torch.full((3,), 2),
+                   end=torch.full((3,), 2))
+    asked = [(1, 20, 2), (1, 21, 2), (1, 22, 5, 2), (1, 20, 8, 2), (1, 8, 20, 2)]
+    n = torch.tensor([[1.0, 90.0, 60.0], [50.0, 2.5, 70.0], [60.0, 70.0, 0.5], [70.0, 0.1, 60.0],
+                      [70.0, 3.5, 90.0]])               # the last begins with a name, and goes on
     model.imagined, _ = pad_rows(asked, pad=-1)
 
     def nearest(model, rows, mean):
         assert rows == [[MARKS.bos, *q] for q in asked]
         return n.clone()
     monkeypatch.setattr(gate, "nearest", nearest)
-    likelier = {20: 0.0, 21: 0.0, 22: 5.0}                  # the last one speaks of its thing
+    likelier = {20: 0.0, 21: 0.0, 22: 5.0, 8: 0.0}          # one of them speaks of its thing
     monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest:
                         torch.tensor([[likelier[q[1]]] for _, q, _ in unpack(doubt)]))
     teacher = SimpleNamespace(model=model, cache=None, awake={})

@@ -498,7 +498,7 @@ def test_the_look_back_finds_what_was_lost(monkeypatch):
     pairs = [(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3)),
              (1, (1, 6, 2), (8, 3)),
              (1, (1, 5, 2), (9, 3))]
-    day, teacher = SimpleNamespace(passages=[0, 1, 2]), SimpleNamespace(home=[{0}, {1}])
+    day, teacher = SimpleNamespace(passages=[0, 1, 2]), SimpleNamespace(home=[{0}, {1}], told=None)
     z = pack(pairs, "cpu")._replace(recalled=torch.zeros(5, dtype=torch.bool))
 
     def look(says, before=lambda q: [4, 3], z=z):
