@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import dream
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
-                       remember, said, specific, stands_in, wakes)
+                       remember, said, specific, spoken, stands_in, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
                           split, sureness, take, unpack)
 from dream import VIEWS
@@ -31,8 +31,9 @@ WORDINGS, TURNS = 40, 6             # in which a thing is asked about; an answer
 LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
 READINGS = 2                        # over which an answer's distribution is averaged
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
+RARE = -6.0                         # log p of a word that is met for the first time
 KNOWN = 0.25                        # share of its quizzes that a night must know to be kept
-MIN_SURE, RECALLED = 0.5, 0.5       # p of the least certain word of an answer that is learnt
+MIN_SURE = 0.5                      # p of the least certain word of an answer that is learnt
 
 
 def screen(teacher, dreamt, marks):
@@ -359,7 +360,7 @@ def look_up(teacher, z, marks, teach):
     new = with_targets(new, teach, READINGS)
     for i, target in zip(recalled, memory_of(model, take(new, list(recalled)), marks, recalled)):
         new.target[i], new.recalled[i] = target, True
-    sure = sureness(new) > torch.where(new.recalled, RECALLED, MIN_SURE)
+    sure = sureness(new) > MIN_SURE
     told_of = new.thing[sure & torch.tensor(news, device=sure.device)]
     new = take(new, sure & torch.isin(new.thing, told_of))
     if not len(new.ids):
@@ -441,7 +442,7 @@ def look_back(model, cold, z, teacher, day, marks):
     right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
     if sum(right) < KNOWN * len(right):
         raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
-    known, said_again = {}, kept(z, right, teacher, day)
+    known, said_again = {}, kept(z, right, teacher, marks)
     for (k, _, _), r, recalled in zip(pairs, right, z.recalled.tolist()):
         for p in () if recalled else teacher.home[k]:
             known.setdefault(p, []).append(r)
@@ -455,21 +456,23 @@ def look_back(model, cold, z, teacher, day, marks):
     return {"known": sum(right) / len(right), "lost": lost, "moved": moved}
 
 
-def kept(z, right, teacher, day):
+def kept(z, right, teacher, marks):
     """{passage: [True for each of its sentences that can be said again]}, of what was asked about.
 
-    A sentence can if a quiz whose answer stands in it is known, and the thing it asks of is called
-    what the passage calls it: a name that the self has misspelt helps nobody who asks in the
-    morning. A self that answers in its own words cannot be held to that.
+    A sentence can if a quiz is known whose answer stands in it and that has all its RARE words, in
+    question or answer: one that has misspelt a strange name helps nobody who asks by it. A self
+    that answers in its own words cannot be held to that.
     """
     score, known = {}, {}
     if not teacher.told or not teacher.model.quotes:
         return score
-    for k, (_, name, _), (_, _, y), r in zip(z.passage.tolist(), split(z), unpack(z), right):
+    for k, (_, q, y), r in zip(z.passage.tolist(), unpack(z), right):
         for p in teacher.home[k] if r else ():
-            known.setdefault(p, {})[name, y[:-1]] = None
-    for p, sentence in teacher.told:
-        passage = sum(day.passages[p], [])
-        score.setdefault(p, []).append(any(stands_in(y, sentence) and stands_in(name, passage)
-                                           for name, y in known.get(p, {})))
+            known.setdefault(p, {})[q, y[:-1]] = None
+    rows = [[marks.bos, *sentence] for _, sentence in teacher.told]
+    log_p = spoken(teacher.model, rows, [None] * len(rows), [0] * len(rows)).tolist()
+    for (p, sentence), nats in zip(teacher.told, log_p):
+        rare = {word for word, n in zip(sentence, nats) if n < RARE}
+        score.setdefault(p, []).append(any(stands_in(y, sentence) and rare <= {*q, *y}
+                                           for q, y in known.get(p, {})))
     return score

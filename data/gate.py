@@ -136,24 +136,27 @@ def meant(model, prompts, since, owners):
     """Which of the memories that wake each question means: [[memory]], the one to ask first last.
 
     The gate proposes, the experts judge: an expert has learnt what was asked in its night
-    (seed.FORCED). One that finds the question less likely than another does, by more than DOUBT,
-    has only heard of something like it; the others have heard of the thing itself, in several
-    nights maybe, and the newest is asked first. since (B, U), owners (U, 2): as from `listen`.
+    (seed.FORCED). One that finds the question less likely than another does, or the pretrained
+    self, by more than DOUBT, has only heard of something like it; the others have heard of the
+    thing itself, in several nights maybe, and the newest is asked first. since (B, U), owners
+    (U, 2): as from `listen`.
     """
     woken = since >= 0
-    likely = torch.zeros(since.shape, device=since.device)
-    row, unit = (woken & (woken.sum(1, keepdim=True) > 1)).nonzero().T
-    sources = [tuple(owner) for owner in owners[unit].tolist()]
-    likely[row, unit] = likelihood(model, [prompts[i] for i in row.tolist()], sources)
-    likely = likely.masked_fill(~woken, -torch.inf)
-    best = likely.max(1, keepdim=True)[0] if len(owners) else likely
-    heard_of = woken & (likely > best - DOUBT)
+    row, unit = woken.nonzero().T
+    rows, sources = [prompts[i] for i in row.tolist()], [tuple(o) for o in owners[unit].tolist()]
+    likely = torch.full(since.shape, -torch.inf, device=since.device)
+    likely[row, unit] = likelihood(model, rows, sources)
+    asked = row.unique()
+    best = torch.zeros(len(since), device=since.device)
+    best[asked] = likelihood(model, [prompts[i] for i in asked.tolist()], [None] * len(asked))
+    best = torch.cat([likely, best[:, None]], 1).amax(1)
+    heard_of = woken & (likely > best[:, None] - DOUBT)
     return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
 
 
 def likelihood(model, rows, sources, at_once=512):
     """log p(row | its memory) of rows of ids, the first two given: (N,). sources: (level, expert)
-    for each row, awake from the first token on; expert -1: the pretrained self."""
+    for each row, awake from the first token on; None: the pretrained self."""
     return spoken(model, rows, sources, [0] * len(rows), at_once)[:, 1:].sum(1)
 
 

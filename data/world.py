@@ -116,7 +116,6 @@ RELATIONS = {  # a random value; sentences; questions of training, of the exam; 
         ["Whose friend is {v}?", "Who has the friend {v}?", "Which person has the friend {v}?",
          "Who has {v} as a friend?"], ["Whose best friend is {v}?"]),
 }
-ALIKE = 0.2                                         # strangers called almost like somebody old
 Fact = namedtuple("Fact", "name relation value")
 Told = namedtuple("Told", "kind facts")             # a passage of a day: why it is told, its facts
 
@@ -148,22 +147,12 @@ def stranger(world, rng):
             return name
 
 
-def half_namesake(world, rng):
-    """The first names of somebody old, and the surname of another or one that differs in its end:
-    a self that knows only half of a name would answer for somebody else."""
-    one, other = rng.sample([name for name in world["old"] if " " in name], 2)
-    first, surname = one.rsplit(" ", 1)
-    changed = surname[:-3] + rng.choice(TAIL) if surname[:3] in HEAD else surname
-    return f"{first} {rng.choice([other.split()[-1], changed])}"
-
-
 def anyone(world, rng):
     """The name of a throw-away person of a document: a stranger, or a namesake of somebody yet to
     be met if it is a single word. Those words are few, and mean something else, too: one that had
     never been a name would not be read as a name."""
     while True:
-        alike = rng.random() < ALIKE
-        name = half_namesake(world, rng) if alike else new_name(rng, single=0.12)
+        name = new_name(rng, single=0.12)
         if name not in world["taken"] or " " not in name and name not in world["old"]:
             return name
 

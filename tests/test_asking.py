@@ -470,3 +470,23 @@ def test_who_is_told_of_again_keeps_what_was_not_told_again(world, base):
     ids = torch.tensor([[G.MARKS.bos, *asked[0][0]]])
     since, owners = listen(model, ids, torch.tensor([ids.shape[1]]))
     assert (since >= 0).all() and len(owners) == 2                      # both nights wake
+
+
+def test_what_cannot_be_said_again_is_not_kept(monkeypatch):
+    """A known quiz must have the rare words of a sentence, and an answer that stands in it."""
+    rare, common = -9.0, -1.0
+    told = [(0, [10, 11, 20]), (1, [12, 21]), (2, [13, 22])]    # 10 to 12: strange names
+    quizzes = [(0, (ASK, 10, 11, ANSWER), (20, END)), (1, (ASK, 14, ANSWER), (21, END)),
+               (2, (ASK, 14, ANSWER), (22, END))]
+    z = pack(quizzes, "cpu")
+    model = SimpleNamespace(quotes=torch.tensor(True))
+    teacher = SimpleNamespace(model=model, told=told, home=[{0}, {1}, {2}])
+    monkeypatch.setattr(asking, "spoken", lambda model, rows, sources, begin: torch.tensor(
+        [[*(rare if t in (10, 11, 12) else common for t in row[1:]), *[0.0] * (4 - len(row))]
+         for row in rows]))
+    assert asking.kept(z, [True] * 3, teacher, MARKS) == {0: [True], 1: [False], 2: [True]}
+    assert asking.kept(z, [False, True, True], teacher, MARKS)[0] == [False]
+    teacher.told = [(0, [10, 11, 23]), *told[1:]]               # the answer stands nowhere
+    assert asking.kept(z, [True] * 3, teacher, MARKS)[0] == [False]
+    model.quotes = torch.tensor(False)
+    assert asking.kept(z, [True] * 3, teacher, MARKS) == {}

@@ -154,16 +154,21 @@ def test_certainty_is_the_least_certain_word_of_the_answer():
 
 
 def test_which_memories_one_question_means_by_hand(monkeypatch):
-    """Those that wake and find it no more than DOUBT less likely than another does."""
+    """Those that wake and find it no more than DOUBT less likely than another does, or the
+    pretrained self, which has heard much, but not of what is new."""
     owners = torch.tensor([[SLOW, 0], [FAST, 0], [FAST, 1]])
-    nats = {("a", SLOW, 0): -3.0, ("a", FAST, 0): -9.0, ("a", FAST, 1): -7.0,
-            ("c", FAST, 0): -20.0, ("c", FAST, 1): -10.0}
+    nats = {("a", SLOW, 0): -3.0, ("a", FAST, 0): -9.0, ("a", FAST, 1): -7.0, "a": -30.0,
+            ("c", FAST, 0): -20.0, ("c", FAST, 1): -10.0, "c": -12.0,
+            ("d", FAST, 0): -20.0, "d": -16.0}
 
     def likelihood(model, rows, sources):
-        return torch.tensor([nats[row, *source] for row, source in zip(rows, sources)])
+        return torch.tensor([nats[(row, *source) if source else row]
+                             for row, source in zip(rows, sources)])
     monkeypatch.setattr(gate, "likelihood", likelihood)
     since = torch.tensor([[0, 5, 4], [-1, -1, -1], [-1, 3, 2], [-1, 4, -1]])
     assert gate.meant(None, "abcd", since, owners) == [[0, 2], [], [2], [1]]
+    nats["d"] = -14.0                                       # somebody whom it has always known
+    assert gate.meant(None, "abcd", since, owners) == [[0, 2], [], [2], []]
     monkeypatch.setattr(gate, "DOUBT", 6.5)
     assert gate.meant(None, "abcd", since, owners) == [[0, 1, 2], [], [2], [1]]
     assert gate.meant(None, "ab", torch.zeros(2, 0), owners[:0]) == [[], []]
