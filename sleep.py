@@ -15,7 +15,6 @@ chapter of nanoSleep.
 """
 from data import run                                        # first: it makes a Ctrl-C one line
 
-import json
 import math
 import os
 import sys
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import chat, classes, exam, flags, gate, store, team, text, weights, world
+from data import chat, classes, diary, exam, flags, gate, notes, store, team, text, weights, world
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -205,13 +204,14 @@ def live(a, method, base, data, folder, pretraining):
     for i in tqdm(range(len(state["R"]), len(data.days)), desc=method, unit="night", leave=False):
         run.stage(a, method, i)
         day, state["pending"] = wake(data, i, state["pending"])
+        notes.begin(state["pending"])
         model, log = spend(state["seconds"], "night", NIGHTS[method], a, model, day, data.marks, i)
         state["pending"] = left_over(day, log, state["pending"])
         morning = spend(state["seconds"], "exam", examine, model, data, i)
         remember_morning(state, log, morning, method)
+        diary.note(state, model, data)
         save(path, model, **state)
-        log_path = os.path.join(folder, "log.jsonl")
-        store.write(log_path, "".join(json.dumps(n) + "\n" for n in state["nights"]).encode())
+        diary.publish(folder, state, method)                # log.jsonl and life.html
         if run.wants_to_stop():
             raise KeyboardInterrupt
     summary = summarise(a, method, model, state)

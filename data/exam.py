@@ -7,7 +7,7 @@ carelessly ...) are counted apart, in `kinds`.
 """
 from collections import defaultdict
 
-from data import flags, text
+from data import flags, notes, text
 from data.gate import MAX_NEW, answer
 
 APART = {"contradicted_context", "not_told", "never_met", "reversed", "described", "two_hops",
@@ -27,7 +27,9 @@ def sit(model, data, items):
     """Grade Items: {kind: [right or wrong]}. Known, yet "I do not know": false_unknown."""
     graded = defaultdict(list)
     shrug = data.enc.decode([t for t in model.unknown.tolist() if t not in data.marks]).strip()
-    for (said, _), item in zip(answers(model, data, items), items):
+    found = answers(model, data, items)
+    notes.sat(items, found)
+    for (said, _), item in zip(found, items):
         graded[item.kind].append(said == item.answer.strip())
         if shrug and item.kind not in APART and item.answer.strip() != shrug:
             graded["false_unknown"].append(said == shrug)
