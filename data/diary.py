@@ -153,10 +153,13 @@ def watched(w, data):
 
 
 def rollouts(noted, data):
-    """[{"question", "right", "tries": [[text, reward]]}] of a few on-policy steps."""
+    """[{"question", "right", "tries": [[text, reward]]}] of TRIES on-policy steps, those whose
+    rewards differ most."""
+    spread = [float(reward.std()) for *_, reward in noted]
+    most = sorted(sorted(range(len(noted)), key=spread.__getitem__, reverse=True)[:TRIES])
     return [{"question": text_of(data, q), "right": text_of(data, right),
              "tries": [[text_of(data, y), number(r, 3)] for y, r in zip(ys, reward.tolist())]}
-            for q, right, ys, reward in (noted[i] for i in notes.spaced(len(noted), TRIES))]
+            for q, right, ys, reward in (noted[i] for i in most)]
 
 
 def dreams(noted, data):

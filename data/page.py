@@ -22,6 +22,9 @@ LARGEST = 990_000                   # bytes of a page
 EXAMPLES = (40, 24, 12, 6, 3, 1)    # of each list; the fewer, the longer the life
 MATRIX = 32                         # rows and columns of R that are shown
 CLIP = 700                          # characters of a text
+NONE = "\u2013"                     # where there is no number
+LEAST = 0.02                        # probability of a word that is shown
+STALE = "changed_old_value"         # a kind of question whose answer is right no more
 
 STYLE = """
 :root{--ink:#1d1d1b;--soft:#66635c;--line:#d9d5cb;--paper:#fcfbf7;--tint:#f3f0e8;--deep:#27425f}
@@ -30,35 +33,38 @@ body{margin:0 auto;padding:2.2rem 1.1rem 5rem;max-width:47rem;background:var(--p
 color:var(--ink);font:1.03rem/1.58 Charter,"Iowan Old Style",Palatino,Georgia,"DejaVu Serif",serif;
 overflow-wrap:break-word}
 h1{font-size:2.1rem;line-height:1.15;font-weight:500;letter-spacing:-.01em;margin:0 0 .4rem}
-h2{font-size:1.35rem;font-weight:500;margin:2.6rem 0 .4rem}
+h2{font-size:1.35rem;line-height:1.25;font-weight:500;margin:2.6rem 0 .4rem}
 h4{font:600 .8rem/1.4 system-ui,sans-serif;margin:1.1rem 0 .2rem}
+h4:target{background:var(--ink);color:var(--paper);padding:.1rem .4rem}
 p{margin:.5rem 0}.lead{font-size:1.1rem}.soft,.how,small{color:var(--soft)}
 .how{font-size:.92rem;line-height:1.45;margin:.15rem 0 .8rem}
 code{font:.86em ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .sum,table,svg,small,.tag,.num,.pos,button{font-family:system-ui,"Segoe UI",Roboto,"DejaVu Sans",
 sans-serif;font-variant-numeric:tabular-nums}
-.sum{display:flex;flex-wrap:wrap;gap:.9rem 2.4rem;margin:1.6rem 0}
-.sum div{max-width:11rem;font-size:.82rem;line-height:1.35;color:var(--soft)}
+.sum{display:flex;flex-wrap:wrap;gap:.9rem 2rem;margin:1.6rem 0}
+.sum div{width:9rem;font-size:.82rem;line-height:1.35;color:var(--soft)}
 .sum b{display:block;font-size:1.9rem;line-height:1.2;font-weight:500;color:var(--ink)}
 .wide{overflow-x:auto;margin:.4rem 0}
 table{border-collapse:collapse;font-size:.82rem;line-height:1.35}
 th{font-weight:500;color:var(--soft);text-align:right;padding:.2rem .5rem;white-space:nowrap}
-td{padding:.2rem .5rem;text-align:right}
+td{padding:.2rem .5rem;text-align:right;white-space:nowrap}
 .R td{padding:0;border:2px solid var(--paper);min-width:2.5rem;text-align:center}
 .R td a,.R td span{display:block;padding:.42rem .2rem;color:inherit;text-decoration:none}
 .R a:hover,.R a:focus{outline:2px solid var(--ink);outline-offset:-2px}
-.R .hi{color:#fff}.rows tr{border-top:1px solid var(--line)}
+.R .hi{color:#fff}.rows tr{border-top:1px solid var(--line)}.rows td,.rows th{padding:.2rem .38rem}
+.rows tr:first-child th{white-space:normal;vertical-align:bottom}
 #point{min-height:2.9em;font-size:.92rem;line-height:1.45;color:var(--soft)}
 details.night{border-top:1px solid var(--ink);margin:0;padding:0}
 details.night>summary{padding:.9rem 0 .8rem;font-size:1.25rem}
 details.night>summary small{display:block;font-size:.84rem;line-height:1.45;padding-left:1.15em}
 details.night>.in{padding:0 0 1.6rem}
 details.part{border-top:1px solid var(--line)}
-details.part>summary{padding:.55rem 0}
+details.part>summary{padding:.6rem 0}
 details.part>.in{padding:0 0 1.1rem 1.15em}
-summary{cursor:pointer;list-style:none;display:block}
+summary{cursor:pointer;list-style:none;display:block;line-height:1.35}
+details.part>summary{padding-left:1.15em;text-indent:-1.15em}
 summary::-webkit-details-marker{display:none}
-summary::before{content:"+";display:inline-block;width:1.15em;color:var(--soft);
+summary::before{content:"+";display:inline-block;width:1.15em;text-indent:0;color:var(--soft);
 font-family:ui-monospace,"DejaVu Sans Mono",monospace}
 details[open]>summary::before{content:"\\2013"}
 summary:focus-visible{outline:2px solid var(--deep)}
@@ -66,7 +72,8 @@ ul{list-style:none;margin:.3rem 0;padding:0}
 li{margin:.42rem 0;padding-left:1.5em;text-indent:-1.5em;line-height:1.42}
 li>b:first-child{display:inline-block;width:1.5em;text-indent:0;font-weight:600;
 font-family:"DejaVu Sans",system-ui,sans-serif}
-.no{border-left:3px solid var(--ink);padding-left:calc(1.5em + .5rem);margin-left:calc(-.5rem - 3px)}
+.no{border-left:3px solid var(--ink);padding-left:calc(1.5em + .5rem);
+margin-left:calc(-.5rem - 3px)}
 .a{font-style:italic}s{text-decoration-thickness:1px}
 small{font-size:.78rem;white-space:normal}
 .toks{line-height:2.15;margin:.7rem 0}
@@ -82,15 +89,17 @@ padding:0 .28em;margin:0 .12em;vertical-align:.28em;background:var(--paper)}
 align-items:center;font-size:.92rem}
 .grid .tok{background:var(--tint);padding:0 .25em;justify-self:start}
 .num{text-align:right;font-size:.82rem}
-.pos{display:inline-block;width:3.6em;text-align:right;font-size:.82rem;text-indent:0}
-.bar{display:inline-block;height:.62em;background:var(--ink);vertical-align:baseline;
-margin-right:.4em}
+.pos{text-align:right;font-size:.82rem;white-space:nowrap}
+li.try{display:grid;grid-template-columns:1.5em 3.1rem 4rem 1fr;gap:0 .6rem;padding:0;text-indent:0;
+align-items:baseline}
+.bar{height:.62em;background:var(--ink)}
 .bar.thin{background:none;border:1.5px solid var(--ink)}
 button{font-size:.82rem;background:none;border:1px solid var(--soft);border-radius:.3rem;
 padding:.25rem .7rem;color:inherit;cursor:pointer}
 nav{margin:.6rem 0 1.2rem}nav a{color:inherit;margin-right:.9rem}
-@media(max-width:30rem){body{font-size:1rem}h1{font-size:1.75rem}.grid{gap:.35rem .45rem}
-details.part>.in{padding-left:0}.sum{gap:.8rem 1.4rem}.sum div{max-width:8.4rem}}
+@media(max-width:30rem){body{font-size:1rem}li.try{grid-template-columns:1.3em 2.9rem 2.4rem 1fr}
+h1{font-size:1.75rem}.grid{gap:.35rem .45rem}
+details.part>.in{padding-left:0}.sum{gap:.8rem 1.2rem}.sum div{width:8.6rem}}
 @media print{body{max-width:none;background:#fff}button,nav,#point{display:none}
 .R td{border-color:#fff;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 li,.toks{break-inside:avoid}}
@@ -204,7 +213,7 @@ def guarded_parts(nights, shown, most):
 # Words and shapes
 
 def safe(text, most=CLIP):
-    """Any text as HTML that cannot be anything but text: clipped, escaped, controls made visible."""
+    """Any text as HTML that is nothing but text: clipped, escaped, controls made visible."""
     text = str(text)
     text = text if len(text) <= most else text[:most - 1] + "\u2026"
     text = "".join(c if c.isprintable() or c == " " else "\ufffd" for c in text)
@@ -217,11 +226,11 @@ def quoted(text):
 
 
 def percent(share):
-    return "\u2013" if share is None else f"{100 * float(share):.0f} %"
+    return NONE if share is None else f"{100 * float(share):.0f} %"
 
 
 def decimal(x, digits=2):
-    return "\u2013" if x is None else f"{float(x):.{digits}f}"
+    return NONE if x is None else f"{float(x):.{digits}f}"
 
 
 def spaced(rows, most):
@@ -320,7 +329,7 @@ def matrix(nights):
             f"the nights that follow do to a day. Point at a number; follow it to what was wrong."
             f"{some} <code>sleep.examine</code></p>\n"
             f'<div class="wide"><table class="R"><tr><th>day</th>{head}</tr>\n{body}</table></div>'
-            '\n<p id="point"></p>\n')
+            '\n<p id="point">Point at a number.</p>\n')
 
 
 def cell(night, j, share):
@@ -342,16 +351,16 @@ def cell(night, j, share):
 def mornings(nights):
     """What is asked every morning, and how large the nights were: a row a morning."""
     names = [k for k in ("recall", "old", "reading", "never_met") if nights[-1].get(k) is not None]
-    titles = {"recall": "today", "old": "born knowing", "reading": "reading",
-              "never_met": "strangers unknown"}
+    titles = {"recall": "day", "old": "born with", "reading": "reading",
+              "never_met": "strangers"}
     head = "".join(f"<th>{titles[k]}</th>" for k in names)
     head += "<th>asked</th><th>kept</th><th>known</th>" if any("kept" in n for n in nights) else ""
     rows = ""
     for n in spaced(nights, MATRIX):
         cells = "".join(f"<td>{percent(n.get(k))}</td>" for k in names)
         if "asked" in head:
-            asked_, kept_ = (n.get(k, "\u2013") for k in ("dreamt", "kept"))
-            cells += f"<td>{safe(asked_)}</td><td>{safe(kept_)}</td><td>{percent(n.get('known'))}</td>"
+            cells += "".join(f"<td>{safe(n.get(k, NONE))}</td>" for k in ("dreamt", "kept"))
+            cells += f"<td>{percent(n.get('known'))}</td>"
         rows += f"<tr><th>morning {n['night']}</th>{cells}</tr>\n"
     return ("<h2>Every morning</h2>\n<p class=\"how\">Shares of right answers: about yesterday, "
             "about what the base knew, about a passage in front of it, and of strangers of whom it "
@@ -429,7 +438,8 @@ def asked(noted, most):
 
 def kept(noted, most):
     some = noted.get("kept") or {"n": 0, "some": []}
-    rows = [graded(q, said, y, source, " \u00b7 recalled of an older memory" if recalled else "")
+    untold = " \u00b7 not told today: as yesterday's self says"
+    rows = [graded(q, said, y, source, untold if recalled else "")
             for q, y, said, source, recalled in spaced(some["some"], most)]
     return part(f"Quizzes it kept: {some['n']:d}", "What it learns tonight: each question with the "
                 "answer of the self that holds the day. The sign says whether the new self, asked "
@@ -461,6 +471,8 @@ def watched(noted, unfolded):
                 '<small class="num">in the end</small>')
         for i, word in enumerate(w["words"]):
             points = [(row[0], row[i + 1]) for row in w["student"]]
+            if i > 1 and max([w["teacher"][i] or 0, *(p or 0 for _, p in points)]) < LEAST:
+                continue
             rows += (f'<span class="tok">{quoted(word)}</span>'
                      f'<span class="num">{decimal(w["teacher"][i])}</span>'
                      f'{curve(points, 0.0, 1.0, w["teacher"][i], thin=True) or "<i></i>"}'
@@ -497,21 +509,22 @@ def losses(noted):
 def rollouts(noted, most):
     inside = ""
     for r in spaced(noted.get("rollouts") or [], most):
-        rows = [f'<li><b>{"&#10003;" if text == r["right"] else "&#10007;"}</b>'
-                f'<span class="pos">{decimal(reward)}</span> {bar(reward)}{quoted(text)}</li>\n'
+        rows = [f'<li class="try"><b>{"&#10003;" if text == r["right"] else "&#10007;"}</b>'
+                f'<span class="pos">{decimal(reward)}</span>{bar(reward)}'
+                f'<span class="a">{quoted(text)}</span></li>\n'
                 for text, reward in r["tries"]]
         inside += (f'<h4>{quoted(r["question"])}</h4><small>the teacher: {quoted(r["right"])}'
                    f"</small>\n{listed(rows)}")
     return part("Answers it tried, and their rewards", "The student answers as it would, several "
                 "times; half of the reward is for being close to the teacher's words, half for "
-                "words the teacher would have said. <code>seed.on_policy_loss</code>, "
-                "<code>seed.rewards</code>", inside)
+                "words the teacher would have said. Shown are questions whose tries differ most. "
+                "<code>seed.on_policy_loss</code>, <code>seed.rewards</code>", inside)
 
 
 def bar(share, thin=False):
-    """A bar of up to 4 em."""
-    width = 4 * min(1.0, max(0.0, float(share or 0)))
-    return f'<span class="bar{" thin" * thin}" style="width:{width:.2f}em"></span>'
+    """A bar as long as its share of the room for it."""
+    width = 100 * min(1.0, max(0.0, float(share or 0)))
+    return f'<span class="bar{" thin" * thin}" style="width:{width:.0f}%"></span>'
 
 
 def dreams(noted, most):
@@ -520,9 +533,10 @@ def dreams(noted, most):
     rows = []
     for q, y, gain, paid in spaced(found, most):
         sign = "+" if (gain or 0) >= 0 else "\u2212"
-        rows.append(f'<li><b>{"&#9733;" if paid else "&#9734;"}</b><span class="pos">{sign}'
-                    f'{decimal(abs(gain or 0), 3)}</span> {bar(abs(gain or 0) / best, not paid)}'
-                    f"{asked_and_said(q, y)}</li>\n")
+        rows.append(f'<li class="try"><b>{"&#9733;" if paid else "&#9734;"}</b>'
+                    f'<span class="pos">{sign}{decimal(abs(gain or 0), 3)}</span>'
+                    f"{bar(abs(gain or 0) / best, not paid)}"
+                    f"<span>{asked_and_said(q, y)}</span></li>\n")
     paid = sum(bool(row[3]) for row in found)
     return part(f"Dreams tried on copies: {paid} of {len(found)} paid", "Each dream is learnt by a "
                 "throw-away copy of the self; its worth is what the copy gains on a quiz of "
@@ -558,8 +572,8 @@ def gates(noted, most, unfolded):
     return part("Where in a question the gate opens", "Questions of the exam, word piece by word "
                 "piece. A boxed number is a memory (an expert) that wakes at this piece: the "
                 "question has come near a thing of its night. Filled: the memory that answers, "
-                "underlined what it hears awake. <code>gate.listen</code>, "
-                "<code>gate.remember</code>", inside, unfolded=unfolded)
+                "underlined what it hears awake; one that does not know passes the question on. "
+                "<code>gate.listen</code>, <code>gate.remember</code>", inside, unfolded=unfolded)
 
 
 def sentence(x):
@@ -571,7 +585,8 @@ def sentence(x):
                          for who in here)
         on = on or by in here
         if i < len(x["tokens"]):
-            words += f'<span class="tok{" on" * on}">{safe(x["tokens"][i])}</span>'
+            piece = x["tokens"][i] if i else x["tokens"][i].lstrip()
+            words += f'<span class="tok{" on" * on}">{safe(piece)}</span>'
     right = x["said"] == x["truth"]
     said = f'<span class="a">{quoted(x["said"])}</span>'
     said = said if right else f"<s>{said}</s> \u2192 {quoted(x['truth'])}"
@@ -589,17 +604,29 @@ def exam(noted, most):
     found, kinds, inside = noted.get("exam") or [], {}, ""
     for kind, *row in found:
         kinds.setdefault(kind, []).append(row)
+    gone = kinds.pop(STALE, [])
     for kind, rows in kinds.items():
         right = sum(said == truth for _, said, truth, *_ in rows)
         first = [r for r in rows if r[1] != r[2]] + [r for r in rows if r[1] == r[2]]
         inside += (f"<h4>{safe(kind.replace('_', ' '))}: {right} of {len(rows)}</h4>\n"
                    + listed([graded(q, said, truth, source, passage_before(context))
                              for q, said, truth, source, context in first[:most]]))
-    right = sum(said == truth for _, _, said, truth, *_ in found)
-    return part(f"The exam about this day: {right} of {len(found)}", "In the morning, nothing in "
+    inside += stale(gone, most)
+    asked_ = sum(kinds.values(), [])
+    right = sum(said == truth for _, said, truth, *_ in asked_)
+    return part(f"The exam about this day: {right} of {len(asked_)}", "In the morning, nothing in "
                 "mind, in wordings that it has never read; by kind of question, errors first, "
                 "with the truth behind an arrow, and where the answer came from. R counts only "
                 "some kinds. <code>exam.sit</code>", inside)
+
+
+def stale(rows, most):
+    """What is said where something has changed since: the old value should be said no more."""
+    still = sum(said == was for _, said, was, *_ in rows)
+    items = [f"<li><b>{'&#10007;' if said == was else '&#8211;'}</b>{asked_and_said(q, said)} "
+             f"<small>before: {quoted(was)}</small></li>\n" for q, said, was, *_ in rows[:most]]
+    return (f"<h4>what it was before, still said: {still} of {len(rows)}</h4>\n{listed(items)}"
+            if rows else "")
 
 
 def passage_before(context):
