@@ -24,6 +24,7 @@ MATRIX = 32                         # rows and columns of R that are shown
 CLIP = 700                          # characters of a text
 NONE = "\u2013"                     # where there is no number
 LEAST = 0.02                        # probability of a word that is shown
+ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)     # a log that we did not write
 STALE = "changed_old_value"         # a kind of question whose answer is right no more
 
 STYLE = """
@@ -153,7 +154,7 @@ def parsed(log):
     for n, line in enumerate(log.split("\n"), 1):
         if line.strip():
             try:
-                night = json.loads(line)
+                night = json.loads(line, parse_constant=nothing)
             except (ValueError, RecursionError):
                 raise ValueError(f"line {n} is no JSON") from None
             if not isinstance(night, dict) or type(night.get("night")) is not int:
@@ -164,19 +165,26 @@ def parsed(log):
     return nights
 
 
+def nothing(name):
+    """What NaN and Infinity are read as: no number."""
+    return None
+
+
 def written(nights):
     """[night], as from `parsed`, -> the page as text, smaller than LARGEST bytes.
 
     Raises ValueError where a field is not what data/diary.py writes.
     """
-    for most in EXAMPLES:
-        page = whole(nights, nights, most)
-        if len(page.encode()) < LARGEST:
-            return page
-    shown = nights
-    while len(shown) > 1 and len(page.encode()) >= LARGEST:
+    choices, shown = [(nights, most) for most in EXAMPLES], nights
+    while len(shown) > 1:
         shown = shown[::2]                                  # of a very long life every other night
-        page = whole(nights, shown, EXAMPLES[-1])
+        choices.append((shown, EXAMPLES[-1]))
+    for shown, most in choices:
+        if len(shown) * len(guarded_night(nights[-1], most, False)) > 2 * LARGEST:
+            continue                                        # no need to try
+        page = whole(nights, shown, most)
+        if len(page.encode()) < LARGEST:
+            break
     return page
 
 
@@ -185,7 +193,14 @@ def whole(nights, shown, most):
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
               "base-uri 'none'; form-action 'none'")
-    body = guarded_parts(nights, shown, most)
+    try:
+        parts = [beginning(nights, shown)]
+    except ODD:
+        raise ValueError("its numbers are not those of a life") from None
+    parts += [guarded_night(night, most, night is shown[0]) for night in shown]
+    if len(shown) < len(nights):
+        parts.append(f'<p class="soft">{len(shown)} of {len(nights)} nights are shown.</p>')
+    body = "\n".join(parts)
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -193,20 +208,12 @@ def whole(nights, shown, most):
             f"{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n")
 
 
-def guarded_parts(nights, shown, most):
-    """The body, or a ValueError that names the night whose notes cannot be read."""
+def guarded_night(night, most, unfolded):
+    """night_of, or a ValueError that names the night whose notes cannot be read."""
     try:
-        parts = [beginning(nights)]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise ValueError("its numbers are not those of a life") from None
-    for i, night in enumerate(shown):
-        try:
-            parts.append(night_of(night, most, unfolded=i == 0))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            raise ValueError(f"the notes of night {night['night']} cannot be read") from None
-    if len(shown) < len(nights):
-        parts.append(f'<p class="soft">{len(shown)} of {len(nights)} nights are shown.</p>')
-    return "\n".join(parts)
+        return night_of(night, most, unfolded)
+    except ODD:
+        raise ValueError(f"the notes of night {night['night']} cannot be read") from None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -216,7 +223,8 @@ def safe(text, most=CLIP):
     """Any text as HTML that is nothing but text: clipped, escaped, controls made visible."""
     text = str(text)
     text = text if len(text) <= most else text[:most - 1] + "\u2026"
-    text = "".join(c if c.isprintable() or c == " " else "\ufffd" for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return html.escape(text.encode("utf-8", "replace").decode(), quote=True)
 
 
@@ -291,7 +299,7 @@ def heading(nights):
     return f"A life of {n} night{'s' * (n != 1)}{what}"
 
 
-def beginning(nights):
+def beginning(nights, shown):
     R = [night["R"][:i + 1] for i, night in enumerate(nights) if night.get("R")]
     last, number = [r for r in R[-1] if r is not None] if R else [], len(nights)
     facts = [(sum(last) / len(last), "of what all days told is known after the last night")
@@ -302,25 +310,26 @@ def beginning(nights):
         ("old", "of what it was born knowing is still known"),
         ("reading", "of what a passage says is read off it")) if nights[-1].get(k) is not None]
     numbers = "".join(f"<div><b>{percent(x)}</b>{words}</div>" for x, words in facts)
-    links = "".join(f'<a href="#night-{n["night"]}">{n["night"]}</a>' for n in spaced(nights, 60))
+    links = "".join(f'<a href="#night-{n["night"]}">{n["night"]}</a>' for n in spaced(shown, 60))
     return (f'<h1>{heading(nights)}</h1>\n<p class="lead">By day a small language model reads; '
             "what it reads stands only in its context. At night it asks itself about its day, "
             "writes the answers into its own weights and forgets the context. In the morning it "
             f'sits an exam with nothing in mind.</p>\n<div class="sum">{numbers}</div>\n'
-            f"{matrix(nights) if R else ''}{mornings(nights)}"
+            f"{matrix(nights, shown) if R else ''}{mornings(nights)}"
             f"<h2>Night by night</h2>\n<nav>{links}<button id=all hidden>unfold everything"
             "</button></nav>")
 
 
-def matrix(nights):
-    """R as a table one can point at: a row a morning, a column a day."""
-    shown = spaced(list(range(len(nights))), MATRIX)
+def matrix(nights, told):
+    """R as a table one can point at: a row a morning, a column a day; the nights `told` of below
+    can be followed to."""
+    shown, told = spaced(range(len(nights)), MATRIX), {night["night"] for night in told}
     head = "".join(f"<th>{j + 1}</th>" for j in shown)
     body = ""
     for i in shown:
         row = nights[i].get("R") or []
-        cells = "".join(cell(nights[i], j, row[j] if j < len(row) else None) for j in shown
-                        if j <= i)
+        cells = "".join(cell(nights[i], j, row[j] if j < len(row) else None, told)
+                        for j in shown if j <= i)
         body += f"<tr><th>night {nights[i]['night']}</th>{cells}</tr>\n"
     some = "" if len(shown) == len(nights) else f" {len(shown)} of {len(nights)} are shown."
     return ("<h2>What is known of which day after which night</h2>\n"
@@ -332,7 +341,7 @@ def matrix(nights):
             '\n<p id="point">Point at a number.</p>\n')
 
 
-def cell(night, j, share):
+def cell(night, j, share, told):
     """One number of R: its shade, what to say when pointed at, and where its errors stand."""
     if share is None:
         return "<td></td>"
@@ -342,7 +351,7 @@ def cell(night, j, share):
     if j < len(wrong):
         right = wrong[j]["n"] - wrong[j]["wrong"]
         title += f": {right:d} of {wrong[j]['n']:d} questions"
-        inside = f'<a href="#m{n}-{j + 1}">{100 * share:.0f}</a>'
+        inside = f'<a href="#m{n}-{j + 1}">{100 * share:.0f}</a>' if n in told else inside
     light = 96 - 62 * share
     return (f'<td{" class=hi" * (share > 0.55)} title="{title}" '
             f'style="background:hsl(212 38% {light:.0f}%)">{inside}</td>')
@@ -637,9 +646,12 @@ def earlier(noted, n, most):
     """What R counts of every day's exam: the errors, where the matrix points to."""
     inside = ""
     for j, day in enumerate(noted.get("wrong") or []):
+        if not day["wrong"]:
+            inside += f'<h4 id="m{n}-{j + 1}">day {j + 1}: all of {day["n"]:d}</h4>'
+            continue
         rows = [graded(*row) for row in spaced(day["some"], most)]
         inside += (f'<h4 id="m{n}-{j + 1}">day {j + 1}: {day["n"] - day["wrong"]:d} of '
-                   f'{day["n"]:d}</h4>\n{listed(rows) or "<small>nothing wrong</small>"}')
+                   f'{day["n"]:d}</h4>\n{listed(rows)}')
     return part("All days after this night, and what was wrong", "A row of R: the exam of every "
                 "day so far, as far as it is still true. <code>sleep.examine</code>, "
                 "<code>exam.share</code>", inside)
