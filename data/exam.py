@@ -80,13 +80,16 @@ def mean(right):
 # --------------------------------------------------------------------------------------------------
 # What a person sees
 
-def show(R, name):
-    """R as a person reads it: a row a morning, a column a day, per cent right."""
-    print(f"\n{name}: per cent of what each day told that is known in the morning after each night")
-    print("            " + "".join(f"{f'day {j + 1}':>8}" for j in range(len(R[-1]))))
-    for i, row in enumerate(R):
-        cells = ["" if r is None else str(round(100 * r)) for r in row]
-        print(f"  night {i + 1:>2}  " + "".join(f"{cell:>8}" for cell in cells))
+def show(R, name, columns=13):
+    """R as a person reads it: a row a morning, a column a day, per cent right. Of a long life as
+    many days and mornings as a terminal of 80 columns has room for; the page has more."""
+    n, few = len(R), min(len(R), columns)
+    some = [round(k * (n - 1) / max(1, few - 1)) for k in range(few)]
+    print(f"\n{name}: per cent of what was told on a day that is known the morning after")
+    print("        day " + "".join(f"{j + 1:>5}" for j in some))
+    for i in some:
+        cells = ["" if R[i][j] is None else str(round(100 * R[i][j])) for j in some if j <= i]
+        print(f"  night {i + 1:>3} " + "".join(f"{cell:>5}" for cell in cells))
 
 
 def show_kinds(kinds):

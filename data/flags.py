@@ -17,7 +17,7 @@ SWITCH, SHARE, RATE, TEXT = (0, 1), (0.0, 1.0), (0.0, 1000.0), None
 COUNT, SOME, SEED = (0, 10 ** 6), (1, 10 ** 6), (-2 ** 62, 2 ** 62)
 HEADS, OR_NONE = (32, 16384, 32), (0, 16384, 32)                 # a head is 32 wide
 PEOPLE = 4000                                                    # new people a world has room for
-WIDTH = 100                                                      # columns of --help
+WIDTH = 80                                                       # columns of a terminal
 
 GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the life": {

@@ -24,7 +24,7 @@ MATRIX = 32                         # rows and columns of R that are shown
 CLIP = 700                          # characters of a text
 NONE = "\u2013"                     # where there is no number
 LEAST = 0.02                        # probability of a word that is shown
-ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)     # a log that we did not write
+ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)     # of a log of another kind
 STALE = "changed_old_value"         # a kind of question whose answer is right no more
 
 STYLE = """
