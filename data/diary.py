@@ -91,7 +91,7 @@ def source_of(source):
     if source == "context":
         return "the passage"
     if source is None or source[1] < 0:
-        return "always known"
+        return "base"
     return f"{'' if source[0] == FAST else 'slow '}memory {source[1] + 1}"
 
 

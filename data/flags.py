@@ -31,7 +31,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
     },
     "the run": {
-        "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
+        "out_dir": ("out", TEXT, "where checkpoints, log.jsonl, summary.json and life.html go"),
         "resume": (False, SWITCH, "go on with the life in --out_dir, where it was interrupted"),
         "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
         "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),

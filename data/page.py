@@ -32,7 +32,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2.2rem 1.1rem 5rem;max-width:47rem;background:var(--paper);
 color:var(--ink);font:1.03rem/1.58 Charter,"Iowan Old Style",Palatino,Georgia,"DejaVu Serif",serif;
-overflow-wrap:break-word}
+overflow-wrap:anywhere}
 h1{font-size:2.1rem;line-height:1.15;font-weight:500;letter-spacing:-.01em;margin:0 0 .4rem}
 h2{font-size:1.35rem;line-height:1.25;font-weight:500;margin:2.6rem 0 .4rem}
 h4{font:600 .8rem/1.4 system-ui,sans-serif;margin:1.1rem 0 .2rem}
@@ -52,7 +52,9 @@ td{padding:.2rem .5rem;text-align:right;white-space:nowrap}
 .R td{padding:0;border:2px solid var(--paper);min-width:2.5rem;text-align:center}
 .R td a,.R td span{display:block;padding:.42rem .2rem;color:inherit;text-decoration:none}
 .R a:hover,.R a:focus{outline:2px solid var(--ink);outline-offset:-2px}
-.R .hi{color:#fff}.rows tr{border-top:1px solid var(--line)}.rows td,.rows th{padding:.2rem .38rem}
+.R .hi{color:#fff}.dense{font-size:.66rem}.dense td{min-width:1.6rem}
+.dense td a,.dense td span{padding:.26rem .1rem}.dense th{padding:.1rem .3rem}
+.rows tr{border-top:1px solid var(--line)}.rows td,.rows th{padding:.2rem .38rem}
 .rows tr:first-child th{white-space:normal;vertical-align:bottom}
 #point{min-height:2.9em;font-size:.92rem;line-height:1.45;color:var(--soft)}
 details.night{border-top:1px solid var(--ink);margin:0;padding:0}
@@ -86,7 +88,8 @@ padding:0 .28em;margin:0 .12em;vertical-align:.28em;background:var(--paper)}
 .spark.low{height:1.7rem}
 .spark path{fill:none;stroke:var(--ink);stroke-width:1.7;vector-effect:non-scaling-stroke}
 .spark .t{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:5 4}
-.grid{display:grid;grid-template-columns:minmax(4.2rem,auto) 3.4rem 1fr 3.4rem;gap:.35rem .7rem;
+.grid{display:grid;grid-template-columns:minmax(4.2rem,auto) 3.4rem minmax(3rem,1fr) 3.4rem;
+gap:.35rem .7rem;
 align-items:center;font-size:.92rem}
 .grid .tok{background:var(--tint);padding:0 .25em;justify-self:start}
 .num{text-align:right;font-size:.82rem}
@@ -331,13 +334,14 @@ def matrix(nights, told):
         cells = "".join(cell(nights[i], j, row[j] if j < len(row) else None, told)
                         for j in shown if j <= i)
         body += f"<tr><th>night {nights[i]['night']}</th>{cells}</tr>\n"
+    small = "R dense" if len(shown) > 12 else "R"
     some = "" if len(shown) == len(nights) else f" {len(shown)} of {len(nights)} are shown."
     return ("<h2>What is known of which day after which night</h2>\n"
             '<p class="how">The matrix R: rows are mornings, columns the days whose facts are '
             "asked for, numbers per cent of right answers; darker is more. Down a column is what "
             f"the nights that follow do to a day. Point at a number; follow it to what was wrong."
             f"{some} <code>sleep.examine</code></p>\n"
-            f'<div class="wide"><table class="R"><tr><th>day</th>{head}</tr>\n{body}</table></div>'
+            f'<div class="wide"><table class="{small}"><tr><th>day</th>{head}</tr>\n{body}</table></div>'
             '\n<p id="point">Point at a number.</p>\n')
 
 
@@ -353,7 +357,7 @@ def cell(night, j, share, told):
         title += f": {right:d} of {wrong[j]['n']:d} questions"
         inside = f'<a href="#m{n}-{j + 1}">{100 * share:.0f}</a>' if n in told else inside
     light = 96 - 62 * share
-    return (f'<td{" class=hi" * (share > 0.55)} title="{title}" '
+    return (f'<td{" class=hi" * (share > 0.7)} title="{title}" '
             f'style="background:hsl(212 38% {light:.0f}%)">{inside}</td>')
 
 
@@ -625,8 +629,8 @@ def exam(noted, most):
     right = sum(said == truth for _, said, truth, *_ in asked_)
     return part(f"The exam about this day: {right} of {len(asked_)}", "In the morning, nothing in "
                 "mind, in wordings that it has never read; by kind of question, errors first, "
-                "with the truth behind an arrow, and where the answer came from. R counts only "
-                "some kinds. <code>exam.sit</code>", inside)
+                "with the truth behind an arrow, and where the answer came from (base: the "
+                "pretrained self, no memory). R counts only some kinds. <code>exam.sit</code>", inside)
 
 
 def stale(rows, most):
