@@ -170,6 +170,8 @@ def whole(tmp_path_factory):
 
 
 def same_life(a, b):
+    for name in ("log.jsonl", "life.html"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
     summaries = [json.loads((x / "summary.json").read_text()) for x in (a, b)]
     assert summaries[0]["R"] == summaries[1]["R"] and summaries[0]["kinds"] == summaries[1]["kinds"]
     for name in ("base.pt", "checkpoint.pt"):
