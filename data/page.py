@@ -431,7 +431,8 @@ def numbers(night):
 def read(noted, night, most):
     lost, rows = night.get("lost") or [], []
     for i, p in enumerate(noted.get("passages") or []):
-        tried = f"tried {p['tried']} nights before" if p["tried"] else ""
+        times = p["tried"]
+        tried = f"tried {times:d} time{'s' * (times != 1)} before" if times else ""
         left = "not learnt, stays in the context" if i in lost else ""
         marks = " \u00b7 ".join(x for x in (tried, left) if x)
         rows.append(f"<li{' class=no' if left else ''}><b>{i + 1}</b>{quoted(p['text'])} "
@@ -481,7 +482,7 @@ def watched(noted, unfolded):
         steps = [row[0] for row in w["student"]]
         rows = ('<span class="soft">next word</span><small class="num">teacher</small>'
                 f'<small>student, steps {steps[0]:d} to {steps[-1]:d}</small>'
-                '<small class="num">in the end</small>')
+                '<small class="num">end</small>')
         for i, word in enumerate(w["words"]):
             points = [(row[0], row[i + 1]) for row in w["student"]]
             if i > 1 and max([w["teacher"][i] or 0, *(p or 0 for _, p in points)]) < LEAST:
@@ -514,8 +515,8 @@ def losses(noted):
                        f"{decimal(points[0][1])} to {decimal(points[-1][1])}, highest "
                        f"{decimal(max(values))}, steps {points[0][0]:d} to {points[-1][0]:d}"
                        f"</small>{drawn}\n")
-    return part("The losses", "Means over some steps each; the line at the bottom is zero. After "
-                "the last jump come the steps on what is not yet known. <code>seed.distil</code>, "
+    return part("The losses", "Means over some steps each; the lower edge is zero. The last few "
+                "steps come after the dreams, on what is not yet known. <code>seed.distil</code>, "
                 "<code>seed.off_policy_loss</code>, <code>seed.on_policy_loss</code>", inside)
 
 
