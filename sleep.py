@@ -3,7 +3,7 @@ sleep.py: the life of a language model that sleeps. Flat, in the order of the
 picture; the last chapter of nanoSleep.
 
     pretrain ─► day 1: wake ─► night 1: seed ► dream ─► exam ─► day 2 ...
-                reads the day  consolidate,  improve    R[i, j]: after night i,
+                reads the day,  consolidate, improve    R[i, j]: after night i,
                 in its context  then reset   by RL      of day j; old; reading
 
     python sleep.py                                    the default life
