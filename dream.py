@@ -24,7 +24,7 @@ from collections import namedtuple
 import torch
 import torch.nn.functional as F
 
-from data import team
+from data import notes, team
 from data.engine import generate, pad_rows
 from data.quizzes import answer_mask, closed_book, split_questions, take, unpack
 from model import FAST, TRIAL
@@ -264,6 +264,7 @@ def learn_to_dream(model, cold, pool, quiz, teacher, marks, teach, select, write
     chosen = choose_dreams(cold, pool, quiz, marks, teach, select, CHOSEN, AT_RANDOM)
     gain = trials(cold, chosen, quiz, marks)
     reward = (gain > gain.mean().clamp(min=0)).float()                                  # Eq. 5
+    notes.dreams(chosen, gain, reward)
     log = {"pool": len(pool.ids), "chosen": len(chosen.ids), "gain": float(gain.mean()),
            "rewarded": float(reward.mean())}
     if writer:

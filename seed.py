@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import dream
-from data import asking, team
+from data import asking, notes, team
 from data.asking import look_back, look_up, memory_of, screen
 from data.engine import generate, pad_rows, prefill
 from data.gate import MAX_NEW, always, log_probs, open_gate, remember, said, wakes
@@ -210,6 +210,7 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
             loss = loss + REPLAY_WEIGHT * drift(student, bank, level, 16).mean()
         for name, value in now.items():
             seen[name] = [*seen.get(name, []), value][-20:]
+        notes.step(student, z, marks, level, now)
         descend(params, momenta, loss, step, steps, lr)
     assert_finite(params)
     return {name: float(torch.stack(values).mean()) for name, values in seen.items()}
@@ -286,6 +287,7 @@ def on_policy_loss(student, z, teach, marks, level, a):
     log_s = F.log_softmax(student.logits(h[:, 1:]).float(), -1)
     kl = (divergence(log_t, log_s, ON_POLICY_KIND) * mask).sum() / mask.sum()
     r = rewards(ys, [right[i] for i in many], said(log_t, rolled.ids), mask)
+    notes.rollouts(asked, right, ys, r)
     alpha = ALPHA if a.imitate else 1.0
     policy = policy_loss(said(log_s, rolled.ids), mask, leave_one_out(r, GROUP))
     loss = alpha * kl + (1 - alpha) * policy
@@ -345,6 +347,7 @@ def consolidate(model, marks, a):
              if source == (FAST, e) and y[-1] == marks.end]
     if not pairs:
         raise RestlessNight("the fast level holds no memories to consolidate")
+    notes.dreamt_again(pairs)
     z = pack(pairs, model.device)
     sources = {i: (FAST, pair[0]) for i, pair in enumerate(pairs)}
     z = z._replace(target=memory_of(teacher, z, marks, sources),

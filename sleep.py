@@ -1,21 +1,20 @@
 """
-sleep.py: the life of a language model that sleeps. Flat, in the order of the picture; the last
-chapter of nanoSleep.
+sleep.py: the life of a language model that sleeps. Flat, in the order of the
+picture; the last chapter of nanoSleep.
 
-    pretrain ─► day 1: wake ─► night 1: seed ► dream ─► morning exam ─► day 2 ...
-                reads the day    consolidate   improve    R[i, j]: after night i, exam of day j
-                in its context   then reset    by RL      + old knowledge, + reading skill
+    pretrain ─► day 1: wake ─► night 1: seed ► dream ─► exam ─► day 2 ...
+                reads the day,  consolidate, improve    R[i, j]: after night i,
+                in its context  then reset   by RL      of day j; old; reading
 
-    python sleep.py                                    the default life, from scratch
-    python sleep.py --resume --out_dir=out             go on after an interruption
+    python sleep.py                                    the default life
+    python sleep.py --resume --out_dir=out             go on where it stopped
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
-    python sleep.py --chat                             tell it something, let it sleep, ask again
-    torchrun --nproc_per_node=2 sleep.py               several processes live one life
+    python sleep.py --chat                             tell, sleep, ask again
+    torchrun --nproc_per_node=2 sleep.py               processes, one life
     python sleep.py --help                             every flag
 """
 from data import run                                        # first: it makes a Ctrl-C one line
 
-import json
 import math
 import os
 import sys
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import chat, classes, exam, flags, gate, store, team, text, weights, world
+from data import chat, classes, diary, exam, flags, gate, notes, store, team, text, weights, world
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -55,8 +54,7 @@ def main(argv):
     born_already = a.resume and os.path.isfile(os.path.join(a.out_dir, "base.pt"))
     model = None if born_already else born(a, data)         # all that can fail comes first
     run.claim(a)                                            # an earlier life is moved away
-    print(f"{len(data.days)} days of {a.data} on {a.torch_device}, {torch.get_num_threads()} "
-          f"threads.{EXPECT.get(a.data, '')}", flush=True)
+    run.announce(a, data, model, document_loss)
     base, seconds = pretrained(a, model, data)
     lives = [(a.method, a.out_dir)]
     if a.contrast and a.method == "sleep":
@@ -66,7 +64,6 @@ def main(argv):
 
 
 DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
-EXPECT = {"world": " Expect, on a CPU: pretraining 4 to 8 minutes, a night 1/2 to 1 minute."}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,13 +202,14 @@ def live(a, method, base, data, folder, pretraining):
     for i in tqdm(range(len(state["R"]), len(data.days)), desc=method, unit="night", leave=False):
         run.stage(a, method, i)
         day, state["pending"] = wake(data, i, state["pending"])
+        notes.begin(state["pending"])
         model, log = spend(state["seconds"], "night", NIGHTS[method], a, model, day, data.marks, i)
         state["pending"] = left_over(day, log, state["pending"])
         morning = spend(state["seconds"], "exam", examine, model, data, i)
         remember_morning(state, log, morning, method)
+        diary.note(state, model, data)
         save(path, model, **state)
-        log_path = os.path.join(folder, "log.jsonl")
-        store.write(log_path, "".join(json.dumps(n) + "\n" for n in state["nights"]).encode())
+        diary.publish(folder, state, method)                # log.jsonl and life.html
         if run.wants_to_stop():
             raise KeyboardInterrupt
     summary = summarise(a, method, model, state)
@@ -326,7 +324,7 @@ def remember_morning(state, log, morning, method):
     state["nights"].append({"night": i + 1, "recall": row[-1], **others, **log})
     known = [r for r in row if r is not None]
     beside = ", ".join(f"{k} {share:.2f}" for k, share in others.items())
-    tqdm.write(f"  {method} {i + 1:>2}: next morning {row[-1]:.2f}, all days "
+    tqdm.write(f"  {method} {i + 1:>2}: morning {row[-1]:.2f}, all days "
                f"{sum(known) / len(known):.2f}, {beside}")
 
 
@@ -356,8 +354,8 @@ def report(summaries, a):
         spent = s["seconds"]["total"] - s["seconds"]["pretrain"]
         print(f"{s['method']:8}{s['recall']:8.3f}{s['ACC']:8.3f}{s['BWT']:+8.3f}"
               f"{s['params_after']:12,}{spent:9.1f}")
-    path = os.path.join(a.out_dir, "summary.json")
-    print(f"\n{path} has the numbers. Ask it yourself:\n"
+    path, look = (os.path.join(a.out_dir, name) for name in ("summary.json", diary.page.NAME))
+    print(f"\n{path} has the numbers. See it in a browser:\n  {look}\nAsk it yourself:\n"
           f"  python sleep.py {flags.pasted(out_dir=a.out_dir, ask='Where does Ada Bram live?')}")
 
 

@@ -49,7 +49,7 @@ IN_BIRTH = ["sleep.descend:1", "sleep.descend:299", "sleep.descend:301", "sleep.
 IN_NIGHTS = ["store.write:2:half", "dream.write:1", "seed.screen:2", "seed.look_up:1",
              "seed.open_gate:1", "seed.muon:3", "dream.trials:1", "dream.rest_em:1", "seed.muon:20",
              "seed.look_back:1", "exam.sit:6", "store.write:4:half", "store.write:4:between",
-             "dream.write:2", "seed.consolidate:1", "store.write:6:between", "exam.metrics:1"]
+             "dream.write:2", "seed.consolidate:1", "store.write:7:between", "exam.metrics:1"]
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "only": ("", TEXT, "groups of rows, with commas; nothing: all"),
     "work": ("out-faults", TEXT, "folder of the lives"),

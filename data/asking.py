@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import dream
+from data import notes
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
                        remember, said, specific, spoken, stands_in, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
@@ -42,6 +43,7 @@ def screen(teacher, dreamt, marks):
     log p(q | context) - log p(q) > MIN_GAIN: chit-chat and old things gain nothing from the day.
     Raises RestlessNight if nothing is left.
     """
+    notes.asked(dreamt)
     if not dreamt:
         raise RestlessNight("the self asked itself nothing about its day: it cannot read yet")
     size = sorted(len(q) + len(a) for _, q, a in dreamt)[int(0.97 * (len(dreamt) - 1))]
@@ -49,6 +51,7 @@ def screen(teacher, dreamt, marks):
     gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
     wording = F.pad((gain < 0.3) & question_mask(z), (1, 0))        # <ask> itself is never misheard
     begin, end = specific(gain)
+    notes.dropped("the day does not make it likelier", z, gain.sum(1) > MIN_GAIN)
     z = take(z._replace(begin=begin, end=end, wording=wording), gain.sum(1) > MIN_GAIN)
     if not len(z.ids):
         raise RestlessNight("the self wrote no usable quiz about its day: it cannot read yet")
@@ -110,6 +113,7 @@ def sensible(teacher, z):
     stands = [stands_in(name, teacher.readings[p * VIEWS])
               for p, (_, name, _) in zip(z.passage.tolist(), split(z))]
     spelt = spelt | torch.tensor(stands, dtype=torch.bool, device=word.device)
+    notes.dropped("misspelt, or nobody would ask so", z, (word.min(1)[0] > LIKELY) & spelt)
     return take(z, (word.min(1)[0] > LIKELY) & spelt)
 
 
@@ -334,6 +338,7 @@ def agreed(z, unknown):
     for k, (before, _, after), (_, _, y) in rows:
         votes = Counter(answers[v][k] for v in alike[before, after] if k in answers[v])
         keep.append(votes[y] >= max(votes.values()))
+    notes.dropped("outvoted: most wordings of it got another answer", z, keep)
     return torch.tensor(keep, dtype=torch.bool, device=z.ids.device)
 
 
@@ -362,6 +367,8 @@ def look_up(teacher, z, marks, teach):
         new.target[i], new.recalled[i] = target, True
     sure = sureness(new) > MIN_SURE
     told_of = new.thing[sure & torch.tensor(news, device=sure.device)]
+    notes.dropped("unsure of the answer", new, sure)
+    notes.dropped("nothing new about it", new, ~sure | torch.isin(new.thing, told_of))
     new = take(new, sure & torch.isin(new.thing, told_of))
     if not len(new.ids):
         raise RestlessNight("the self is not sure of any answer about its day")
@@ -391,12 +398,14 @@ def named(teacher, z, marks, teach):
     prompts, awake = [[marks.bos, *q] for _, q, _ in pairs], always(teacher.awake, z.ids)
     answers = [tuple(y) for y in greedy(teacher.model, prompts, marks, MAX_NEW, awake)]
     today = [i for i, y in enumerate(answers) if y in number]
+    notes.dropped("called by no name of the day", z, [y in number for y in answers])
     if not today:
         raise RestlessNight("the self calls nothing it dreams by a name of its day")
     new = repack(take(z, torch.tensor(today, device=device)),
                  [(number[answers[i]], pairs[i][1], answers[i]) for i in today])
     new = new._replace(thing=new.passage, recalled=torch.zeros_like(new.passage, dtype=torch.bool))
     new = with_targets(new, teach, 1)                               # nothing is in the context
+    notes.dropped("unsure of the answer", new, sureness(new) > MIN_SURE)
     new = take(new, sureness(new) > MIN_SURE)
     if not len(new.ids):
         raise RestlessNight("the self is not sure of any answer about its day")
@@ -440,6 +449,7 @@ def look_back(model, cold, z, teacher, day, marks):
     pairs = unpack(z)
     answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     right = [tuple(y) == a for (y, _), (_, _, a) in zip(answers, pairs)]
+    notes.kept(z, answers)
     if sum(right) < KNOWN * len(right):
         raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
     known, said_again = {}, kept(z, right, teacher, marks)
@@ -450,6 +460,7 @@ def look_back(model, cold, z, teacher, day, marks):
             any(2 * sum(some) <= len(some) for some in (known[p], said_again.get(p, [True])))]
     old = dream.questions(cold, marks, HELD_OUT)
     before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
+    notes.old(old, before, after)
     moved = sum(b[0] != c[0] for b, c in zip(before, after)) / max(1, len(old))
     if moved > MOVED:
         raise RestlessNight(f"{moved:.0%} of what the self said of old things has changed")

@@ -7,7 +7,7 @@ carelessly ...) are counted apart, in `kinds`.
 """
 from collections import defaultdict
 
-from data import flags, text
+from data import flags, notes, text
 from data.gate import MAX_NEW, answer
 
 APART = {"contradicted_context", "not_told", "never_met", "reversed", "described", "two_hops",
@@ -27,7 +27,9 @@ def sit(model, data, items):
     """Grade Items: {kind: [right or wrong]}. Known, yet "I do not know": false_unknown."""
     graded = defaultdict(list)
     shrug = data.enc.decode([t for t in model.unknown.tolist() if t not in data.marks]).strip()
-    for (said, _), item in zip(answers(model, data, items), items):
+    found = answers(model, data, items)
+    notes.sat(items, found)
+    for (said, _), item in zip(found, items):
         graded[item.kind].append(said == item.answer.strip())
         if shrug and item.kind not in APART and item.answer.strip() != shrug:
             graded["false_unknown"].append(said == shrug)
@@ -78,13 +80,16 @@ def mean(right):
 # --------------------------------------------------------------------------------------------------
 # What a person sees
 
-def show(R, name):
-    """R as a person reads it: a row a morning, a column a day, per cent right."""
-    print(f"\n{name}: per cent of what each day told that is known in the morning after each night")
-    print("            " + "".join(f"{f'day {j + 1}':>8}" for j in range(len(R[-1]))))
-    for i, row in enumerate(R):
-        cells = ["" if r is None else str(round(100 * r)) for r in row]
-        print(f"  night {i + 1:>2}  " + "".join(f"{cell:>8}" for cell in cells))
+def show(R, name, columns=13):
+    """R as a person reads it: a row a morning, a column a day, per cent right. Of a long life as
+    many days and mornings as a terminal of 80 columns has room for; the page has more."""
+    n, few = len(R), min(len(R), columns)
+    some = [round(k * (n - 1) / max(1, few - 1)) for k in range(few)]
+    print(f"\n{name}: per cent of what was told on a day that is known the morning after")
+    print("        day " + "".join(f"{j + 1:>5}" for j in some))
+    for i in some:
+        cells = ["" if R[i][j] is None else str(round(100 * R[i][j])) for j in some if j <= i]
+        print(f"  night {i + 1:>3} " + "".join(f"{cell:>5}" for cell in cells))
 
 
 def show_kinds(kinds):

@@ -17,7 +17,7 @@ SWITCH, SHARE, RATE, TEXT = (0, 1), (0.0, 1.0), (0.0, 1000.0), None
 COUNT, SOME, SEED = (0, 10 ** 6), (1, 10 ** 6), (-2 ** 62, 2 ** 62)
 HEADS, OR_NONE = (32, 16384, 32), (0, 16384, 32)                 # a head is 32 wide
 PEOPLE = 4000                                                    # new people a world has room for
-WIDTH = 100                                                      # columns of --help
+WIDTH = 80                                                       # columns of a terminal
 
 GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the life": {
@@ -31,7 +31,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
     },
     "the run": {
-        "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
+        "out_dir": ("out", TEXT, "where checkpoints, log.jsonl, summary.json and life.html go"),
         "resume": (False, SWITCH, "go on with the life in --out_dir, where it was interrupted"),
         "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
         "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import dream
-from data import team
+from data import notes, team
 from data.engine import generate, pad_rows, prefill, take_rows
 from data.quizzes import (RestlessNight, pack, question_mask, split, split_questions, take,
                           unpack)
@@ -415,6 +415,7 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
     model.unlock(FAST, seed=len(model.owner))
     since = wakes(model, z, FAST, new, marks)
     awake = since >= 0
+    notes.dropped("it does not wake the new expert", z, awake)
     if not awake.any():
         raise RestlessNight("the new expert sleeps through every question: nothing to learn")
     return FAST, take(z._replace(since=since), awake)

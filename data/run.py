@@ -3,12 +3,14 @@ What keeps a run alive, so that the chapters hardly see it: interrupts, closed t
 one line, the device, and a generator for each stage. Import it first: torch takes seconds to load.
 """
 import errno
+import importlib.util
 import io
 import os
 import random
 import shlex
 import signal
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 
@@ -23,12 +25,26 @@ def interrupted(usual, kind, error, trace):
         usual(kind, error, trace)
 
 
+def lacking(packages=("torch", "numpy", "tiktoken", "tqdm")):
+    """Those of the packages that are not installed; nothing is loaded to find out."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
 sys.excepthook = partial(interrupted, sys.excepthook)
+if lacking():
+    flags.fail(f"not installed: {', '.join(lacking())}. Get what is missing with "
+               "pip install -r requirements.txt", os.path.basename(sys.argv[0]))
 
 import torch  # noqa: E402  behind the line above, which is for the seconds that it takes
 
-from data import store, team  # noqa: E402
+if not hasattr(torch.optim, "Muon"):
+    flags.fail(f"torch {torch.__version__} is too old. Get a newer one with "
+               "pip install -r requirements.txt", os.path.basename(sys.argv[0]))
 
+from data import store, team, text  # noqa: E402
+
+NIGHT, PERSON, MORNING, SFT = 80, 47, 19, 75           # what takes as long as so many steps of
+DISTILLED, FACTS, WHOLE = 0.4, 45, 1.15                # pretraining: see `expectation`
 STOP = []                               # signals heard: someone wants to stop
 LIVING = []                             # folder of the life that this process has begun or resumed
 
@@ -40,8 +56,9 @@ def begin(argv, doc=""):
     """The flags of this run, checked, with the machine set up for them: a namespace.
 
     With --resume they are those of the life that goes on, with --ask and --chat those of the life
-    that is asked. Beside the flags: a.command, the command that began the life, and a.torch_device. Sets,
-    for the whole process: the team, threads, deterministic kernels, autocast (--dtype).
+    that is asked. Beside the flags: a.command, the command that began the life, and
+    a.torch_device. Sets, for the whole process: the team, threads, deterministic kernels, autocast
+    (--dtype).
     """
     team.start()
     a = flags.parse(argv, doc)
@@ -102,6 +119,66 @@ def claim(a):
         store.shelve(a.out_dir)
         store.write_json(os.path.join(a.out_dir, "args.json"), flags.kept(a))
     LIVING.append(a.out_dir)
+
+
+# --------------------------------------------------------------------------------------------------
+# What to expect
+
+def announce(a, data, start, loss_of):
+    """Say what is about to be lived, and how long it will take on this machine.
+
+    start: (the self before pretraining, is it whole?), or None where a life is resumed;
+    loss_of(model, ids, weight): the loss of a pretraining step.
+    """
+    threads = torch.get_num_threads()
+    on = f", {threads} thread{'s' * (threads > 1)}" if a.torch_device.type == "cpu" else ""
+    print(f"{len(data.days)} day{'s' * (len(data.days) > 1)} of {a.data} on "
+          f"{name_of(a.torch_device)}{on}.", flush=True)
+    if start is not None:
+        print(expectation(a, seconds_a_step(start[0], data, loss_of)), flush=True)
+
+
+def seconds_a_step(model, data, loss_of, steps=2):
+    """How long a step of pretraining takes here: a few are tried, nothing is learnt or drawn."""
+    params = list(model.requires_grad_(True).parameters())
+    for step in range(steps + 1):                                   # the first one warms up
+        began = time.time() if step < 2 else began
+        docs = [data.document(random.Random(8 * step + i), 0.5) for i in range(8)]
+        loss = loss_of(model, *text.pad_documents(docs))
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        float(grads[0].sum())                                       # waits for the device
+    return WHOLE * (time.time() - began) / steps
+
+
+def expectation(a, step):
+    """One sentence: how long this run will take if a step of pretraining takes `step` seconds.
+
+    In such steps a night takes NIGHT and PERSON for each person told of, a morning MORNING (from
+    the seconds of a CPU in bench/results/week.json and crowd.json), a night of sft SFT; a step of
+    distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and gradient.
+    """
+    born = 0 if a.init_from.endswith(".pt") else step * a.pretrain_steps
+    if a.data != "world":
+        return f"Expect {spoken(born)} of pretraining; nights take as long as there is to study."
+    nights = {"none": 0, "sft": SFT, "sleep": NIGHT + PERSON * a.people}
+    if a.seed_steps:
+        nights["sleep"] += DISTILLED * (a.seed_steps - FACTS * a.people)
+    lives = [a.method, *flags.BESIDE] if a.contrast and a.method == "sleep" else [a.method]
+    night = step * nights[a.method]
+    spent = sum(step * a.days * (nights[name] + MORNING) for name in lives)
+    parts = [f"{spoken(born)} of pretraining"] * (born > 0.5)
+    parts += [f"{spoken(night)} a night"] * (a.method == "sleep")
+    return f"Expect about {spoken(born + spent)} in all" + (f": {', '.join(parts)}." if parts
+                                                            else ".")
+
+
+def spoken(seconds):
+    """90 -> "1.5 minutes", 7 -> "7 seconds", 9000 -> "2.5 hours"."""
+    for unit, name, most in ((1, "second", 90), (60, "minute", 90 * 60), (3600, "hour", 1e30)):
+        if seconds < most:
+            many = seconds / unit
+            shown = f"{many:.0f}" if unit == 1 or many >= 9.5 else f"{many:.1f}".removesuffix(".0")
+            return f"{shown} {name}{'s' * (shown != '1')}"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ except ImportError:
     fcntl = None
 
 MAGIC = b"nanoSleep "
-FILES = ("args.json", "base.pt", "pretraining.pt", "checkpoint.pt", "log.jsonl", "summary.json")
+FILES = ("args.json", "base.pt", "pretraining.pt", "checkpoint.pt", "log.jsonl", "life.html",
+         "summary.json")
 LIMITS = {  # of a checkpoint's config: the least and the most; far more than this code can train
     "vocab_size": (1, 2 ** 20), "block_size": (1, 2 ** 20), "n_layer": (1, 1024),
     "n_head": (1, 1024), "head_dim": (1, 2 ** 14), "n_embd": (1, 2 ** 16), "d_ff": (1, 2 ** 18),

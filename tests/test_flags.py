@@ -83,12 +83,12 @@ def test_defaults():
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
-def test_help_names_every_flag_in_lines_of_100_columns(word, capsys):
+def test_help_names_every_flag_in_lines_of_80_columns(word, capsys):
     with pytest.raises(SystemExit) as stop:
         flags.parse(["--days=2", word], "what it does")
     said = capsys.readouterr().out
     assert stop.value.code == 0 and said.startswith("what it does")
-    assert max(map(len, said.splitlines())) <= 100
+    assert max(map(len, said.splitlines())) <= 80 == flags.WIDTH
     assert all(len(re.findall(rf"^  --{name}\b", said, re.M)) == 1 for name in flags.FLAGS)
     assert all(f"\n{heading}:\n" in said for heading in flags.GROUPS)
 
@@ -335,3 +335,54 @@ def test_ctrl_c_while_torch_loads_is_one_line(tmp_path):
                        env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert r.returncode and r.stderr.strip().endswith("interrupted")
     assert len(r.stderr.splitlines()) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# The first minutes
+
+def test_missing_packages_are_named_with_the_command_that_installs_them():
+    """The real script in a Python that has none of them (-S: no site-packages)."""
+    r = subprocess.run([sys.executable, "-S", "-E", str(ROOT / "sleep.py")], capture_output=True,
+                       text=True, timeout=60)
+    assert r.returncode == 2 and len(r.stderr.splitlines()) == 1, r.stderr
+    for words in ("sleep.py: ", "torch", "numpy", "tiktoken", "tqdm",
+                  "pip install -r requirements.txt"):
+        assert words in r.stderr
+    assert run.lacking() == [] and run.lacking(("os", "no_such_package")) == ["no_such_package"]
+
+
+def minutes(words, step=0.1):
+    """The estimate for the whole life, in minutes, when a step of pretraining takes 0.1 s."""
+    said = run.expectation(flags.parse(words), step)
+    assert len(said) <= 80 and said.count("Expect") == 1
+    many, unit = re.search(r"([\d.]+) (second|minute|hour)", said).groups()
+    return float(many) * {"second": 1 / 60, "minute": 1, "hour": 60}[unit]
+
+
+def test_what_to_expect_follows_the_flags_and_the_machine():
+    """The table of README: 7.5 minutes of pretraining and 49 seconds a night (0.107 s a step)."""
+    said = run.expectation(flags.parse(["--contrast=0"]), 448.5 / 4200)
+    assert said.endswith("in all: 7.5 minutes of pretraining, 49 seconds a night.")
+    assert minutes(["--contrast=0"], 448.5 / 4200) == pytest.approx(804 / 60, rel=0.05)
+    usual = minutes([])
+    assert minutes([], 0.2) == pytest.approx(2 * usual, rel=0.05)
+    assert minutes(["--contrast=0"]) < usual < minutes(["--days=14"]) < minutes(["--days=28"])
+    assert minutes(["--people=16"]) > 1.2 * usual > usual > minutes(["--pretrain_steps=2000"])
+    assert minutes(["--init_from=base.pt"]) < minutes(["--init_from=FOLDER"]) == usual
+    assert minutes(["--method=none"]) < minutes(["--method=sft"]) < minutes(["--contrast=0"])
+    assert minutes(["--seed_steps=40", "--contrast=0"]) < minutes(["--contrast=0"])
+    assert "study" in run.expectation(flags.parse(["--data=clinc150"]), 0.1)
+    assert [run.spoken(s) for s in (1, 7, 90, 600, 9000)] == [
+        "1 second", "7 seconds", "1.5 minutes", "10 minutes", "2.5 hours"]
+
+
+def test_trying_how_fast_the_machine_is_learns_and_draws_nothing():
+    model = torch.nn.Linear(3, 3)
+    before, state = model.weight.detach().clone(), (torch.get_rng_state(), random.getstate())
+    data = SimpleNamespace(document=lambda rng, share: ([rng.randrange(3)] * 4, [1.0] * 4))
+
+    def loss_of(model, ids, weight):
+        return (model(ids[:, :3].float()) * weight).sum()
+    assert 0 < run.seconds_a_step(model, data, loss_of) < 10
+    assert torch.equal(model.weight, before) and model.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]

@@ -310,14 +310,15 @@ def imports(name):
     return found
 
 
-SLEEPING = ["model.py", "dream.py", "seed.py", "data/gate.py", "data/asking.py", "data/quizzes.py"]
+SLEEPING = ["model.py", "dream.py", "seed.py", "data/gate.py", "data/asking.py", "data/quizzes.py",
+            "data/notes.py"]
 
 
 @pytest.mark.parametrize("chapter", SLEEPING)
 def test_sleeping_code_knows_no_world(chapter):
     """It imports nothing that holds text, and no word of the world stands in its code."""
     allowed = {"dream", "model", "data.text", "data.team", "data.engine", "data.kernels",
-               "data.gate", "data.asking", "data.quizzes"}
+               "data.gate", "data.asking", "data.quizzes", "data.notes"}
     others = {"math", "random", "collections", "copy", "dataclasses", "functools", "torch", "torch.nn",
               "torch.nn.functional", "tqdm"}
     assert imports(chapter) <= allowed | others

@@ -78,7 +78,8 @@ def test_a_tiny_life_writes_what_it_promises(tiny):
         nights = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [n["night"] for n in nights] == [1, 2] and all("recall" in n and "old" in n
                                                               for n in nights)
-    assert "night  1" in said and "ACC" in said and "--ask=" in said
+    assert "night   1" in said and "ACC" in said and "--ask=" in said
+    assert "Expect about" in said and max(map(len, said.replace(str(out), "out").splitlines())) <= 80
 
 
 def test_ask_a_saved_self(tiny):
@@ -169,6 +170,8 @@ def whole(tmp_path_factory):
 
 
 def same_life(a, b):
+    for name in ("log.jsonl", "life.html"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
     summaries = [json.loads((x / "summary.json").read_text()) for x in (a, b)]
     assert summaries[0]["R"] == summaries[1]["R"] and summaries[0]["kinds"] == summaries[1]["kinds"]
     for name in ("base.pt", "checkpoint.pt"):
