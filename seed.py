@@ -111,7 +111,6 @@ def learners(model, level):
 # --------------------------------------------------------------------------------------------------
 # The teacher: the self that holds the day
 
-
 def hold(cold, day, marks):
     """The self before sleep with the day in its context -> Teacher. Raises RestlessNight.
 
@@ -129,8 +128,7 @@ def hold(cold, day, marks):
     cache, _ = prefill(model, readings, always(awake, rows))
     blank = [[marks.bos]] * len(readings)
     held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
-    home = [{p} for p in range(len(day.passages))]
-    return Teacher(model, readings, cache, held, awake, home)
+    return Teacher(model, readings, cache, held, awake, [{p} for p in range(len(day.passages))])
 
 
 def study(model, documents):

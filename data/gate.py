@@ -108,11 +108,11 @@ def remember(model, marks, asked, max_new=MAX_NEW):
         begin = [0 if unit is None else since[i][unit] for i, unit in zip(waiting, units)]
         rows = [prompts[i] for i in waiting]
         said_ = greedy(model, rows, marks, max_new, awake_for(sources, begin, model.device))
-        for i, y, source, p in zip(waiting, said_, sources,
-                                   certainty(model, rows, said_, sources, begin)):
+        sure = certainty(model, rows, said_, sources, begin)
+        for i, y, source, p, at in zip(waiting, said_, sources, sure, begin):
             if source is None:
                 found[i] = guess.get(i, (GUESS, y, None))[1:]
-            elif y != shrug and p > SURE:
+            elif y != shrug and (p > SURE or at == 0):              # 0: no gate, always awake
                 found[i] = (y, source)
             elif y != shrug and p > guess.get(i, (GUESS,))[0]:
                 guess[i] = (p, y, source)
@@ -138,8 +138,8 @@ def meant(model, prompts, since, owners):
     The gate proposes, the experts judge: an expert has learnt what was asked in its night
     (seed.FORCED). One that finds the question less likely than another does, or the pretrained
     self, by more than DOUBT, has only heard of something like it; the others have heard of the
-    thing itself, in several nights maybe, and the newest is asked first. since (B, U), owners
-    (U, 2): as from `listen`.
+    thing itself, in several nights maybe, and the newest is asked first. What has no gate is
+    always meant. since (B, U), owners (U, 2): as from `listen`.
     """
     woken = since >= 0
     row, unit = woken.nonzero().T
@@ -150,7 +150,7 @@ def meant(model, prompts, since, owners):
     best = torch.zeros(len(since), device=since.device)
     best[asked] = likelihood(model, [prompts[i] for i in asked.tolist()], [None] * len(asked))
     best = torch.cat([likely, best[:, None]], 1).amax(1)
-    heard_of = woken & (likely > best[:, None] - DOUBT)
+    heard_of = woken & ((likely > best[:, None] - DOUBT) | (since == 0))
     return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
 
 
