@@ -1,0 +1,108 @@
+"""
+Lab 3: why fine-tuning forgets.
+
+    python bench/labs/lab3_forgetting.py
+
+QUESTION. Nobody told the weights to forget the old villagers. Why do they, when all that is learnt
+is the new ones? Write L_day for the loss on today's quizzes, L_old for that on the old exam. A step
+of gradient descent on L_day moves all weights by d = -lr grad L_day. To first order
+
+    L_old(w + d) - L_old(w)  =  d . grad L_old  =  -lr (grad L_day . grad L_old)      Taylor; as in GEM,
+                                                           arXiv 1706.08840, section 3
+The two gradients share the weights. Where they point against each other, learning is forgetting.
+
+WRITE `step_and_predict` below: take one such step, and say how much the old loss will rise before
+anyone measures it. At most 8 lines.
+
+THE NUMBER: 60 steps; the sum of your predictions against what was measured, relative to it. Goal:
+within 0.1, with the day learnt to a loss below 1. Less than a minute, the base included.
+
+OBSERVE. One number a step, a product of two gradients, accounts for the forgetting: there is no
+other force. An expert of its own has no weight in common with the old, so its product is exactly
+zero (the lab shows it), and so is the forgetting. Then try a larger LR: why does the prediction
+become worse? And why do replay and EWC only make the product smaller, not zero?
+"""
+import os
+import sys
+
+import torch
+
+sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..", "..")))
+import dream                                                         # noqa: E402
+import sleep                                                         # noqa: E402
+from bench.labs import common                                        # noqa: E402
+from data.gate import always                                         # noqa: E402
+from model import FAST, clone                                        # noqa: E402
+
+GOAL, LEARNT = 0.1, 1.0             # relative error; loss of the day
+STEPS, LR = 60, 0.05                # plain gradient descent
+
+
+def step_and_predict(params, day_loss, old_loss, lr):
+    """One step of gradient descent on day_loss, in place; the predicted change of old_loss.
+
+    params: list of tensors; day_loss, old_loss: functions without arguments, each a scalar tensor.
+    """
+    # --- your code: at most 8 lines ---
+    raise NotImplementedError("both gradients (torch.autograd.grad), their product, the step "
+                              "(under torch.no_grad()), at most 8 lines")
+
+
+def measure(o):
+    data, world = common.load_village(o)
+    before = common.base(o, data)
+    day = common.quizzes(data, common.in_all_wordings(sum(world["days"][0][:4], [])))
+    old = common.quizzes(data, data.always["old"])
+    tuned = clone(before)
+    params = [p.requires_grad_(True) for p in weights(tuned)]
+
+    def day_loss():
+        return dream.dream_loss(tuned, day, data.marks).mean()
+
+    def old_loss():
+        return dream.dream_loss(tuned, old, data.marks).mean()
+    first = old_loss().item()
+    predicted = sum(float(step_and_predict(params, day_loss, old_loss, LR)) for _ in range(STEPS))
+    rose, learnt = old_loss().item() - first, day_loss().item()
+    if learnt > LEARNT:
+        raise common.NotYet(f"the day was not learnt: its loss is {learnt:.2f} after {STEPS} steps, "
+                            f"it should be below {LEARNT}")
+    error = abs(predicted - rose) / abs(rose)
+    seen = [f"loss of the day {learnt:.3f}; of the old exam {first:.3f}, now {first + rose:.3f}",
+            f"it rose by {rose:.3f} nats; the products said {predicted:.3f}",
+            f"old exam: {common.known(before, data, data.always['old']):.2f} before, "
+            f"{common.known(tuned, data, data.always['old']):.2f} fine-tuned",
+            "the same product for an expert of tonight that sleeps for the old: "
+            f"{product_of_an_expert(before, day, old, data.marks):.1f}",
+            after_a_night(o, data, before)]
+    return common.Result(error, f"below {GOAL}", error < GOAL, seen)
+
+
+def weights(model):
+    """Every weight that is used when no expert is awake."""
+    unused = ("levels.0.", "levels.1.")
+    return [p for name, p in model.named_parameters() if not any(part in name for part in unused)]
+
+
+def product_of_an_expert(before, day, old, marks):
+    """grad L_day . grad L_old over the weights of an expert that is awake for the day alone."""
+    model = clone(before)
+    params = model.unlock(FAST)
+    g_day = torch.autograd.grad(
+        dream.dream_loss(model, day, marks, always({FAST: 0}, day.ids)).mean(), params)
+    asleep = always({FAST: -1}, old.ids)
+    g_old = torch.autograd.grad(dream.dream_loss(model, old, marks, asleep).mean(), params,
+                                allow_unused=True, materialize_grads=True)
+    return sum((a * b).sum().item() for a, b in zip(g_day, g_old))
+
+
+def after_a_night(o, data, before):
+    """The same day slept over by sleep.asleep: a line."""
+    day = sleep.wake(data, 0, [])[0]
+    model, _ = sleep.asleep(common.night_flags(), clone(before), day, data.marks, 0)
+    return (f"one night of sleep.py: the day {common.known(model, data, data.exams(0, 0)):.2f}, "
+            f"the old exam {common.known(model, data, data.always['old']):.2f}")
+
+
+if __name__ == "__main__":
+    common.run(measure, __doc__, __file__)
