@@ -13,14 +13,16 @@ and answers "Nobody knows." Tonight may learn from 24. Which? Nobody will tell y
 WRITE `choose` below. It is given the gradient of each dream, the gradient of the quiz, whether the
 teacher stands by each answer, and the words of each dream. At most 12 lines.
 
-THE NUMBER: the share of the day's 48 questions (24 facts, two wordings) that are answered, closed
-book, by a throw-away copy that has learnt your 24 dreams alone. Goal: at least 0.45. A minute, the
+THE NUMBER: the day is asked about in 48 questions (24 facts, two wordings). A throw-away copy learns
+your 24 dreams and nothing else, and answers closed book; four others learn 24 dreams by chance. How
+much more does yours know, as a share of the questions? Goal: at least 0.2. Less than a minute, the
 base included.
 
-OBSERVE. Chance, the paper's norm, and the cosine with repeats stand beside yours. What is not worth
-24 places: a false dream, or the same true one twice? How many of the 24 facts can 24 dreams hold at
-most, and how far are you from it? When is a large gradient a good dream, when is it nonsense? In
-dream.py: gradients, importance, truthful, choose.
+OBSERVE. The paper's norm, and the cosine with repeats, stand beside yours, with how many of the
+chosen are true and of how many facts. Is a repeat a waste of a place? (Compare facts with what is
+known: in two wordings a fact is learnt better.) When is a large gradient a good dream, when is it
+nonsense, and why are most "Nobody knows." small here? In dream.py: gradients, importance, truthful,
+choose.
 """
 import os
 import sys
@@ -37,7 +39,7 @@ from data.gate import greedy                                         # noqa: E40
 from data.quizzes import take, unpack                                # noqa: E402
 from model import TRIAL, clone                                       # noqa: E402
 
-GOAL = 0.45                         # share of the day's questions
+GOAL, CHANCES = 0.2, 4              # more than chance, of the day's questions; draws of chance
 CHOSEN, QUIZ = 24, 48               # dreams to learn from; quizzes that the aim is made of
 STEPS, LR = 120, seed.LR            # Muon, as in a night
 
@@ -64,20 +66,20 @@ def measure(o):
     aim = dream.gradients(model, quiz, marks, torch.zeros(len(quiz.ids), dtype=torch.long))[0]
     true = dream.truthful(pool, teach)
     cosine = torch.where(true, torch.cosine_similarity(each, aim[None]), -1.0)
-    picks = {"chance": torch.randperm(N)[:CHOSEN].tolist(),
+    picks = {**{f"chance {i}": torch.randperm(N)[:CHOSEN].tolist() for i in range(1, CHANCES + 1)},
              "norm": each.norm(dim=1).topk(CHOSEN)[1].tolist(),
              "cosine, repeats": cosine.topk(CHOSEN)[1].tolist(),
              "yours": checked(choose(each, aim, true, words, CHOSEN), N, CHOSEN)}
     items = common.in_all_wordings(sum(world["days"][0], []))
     shares = learnt(model, pool, list(picks.values()), common.quizzes(data, items), marks)
-    told = [(pool_answers(data, pool, i), share) for i, share in zip(picks.values(), shares)]
     right = {(x.question, x.answer): n // 2 for n, x in enumerate(items)}
     seen = [f"{N} dreams; of the {CHOSEN} chosen, by"]
-    for name, (answers, share) in zip(picks, told):
-        facts = [right[pair] for pair in answers if pair in right]
+    for (name, pick), share in zip(picks.items(), shares):
+        facts = [right[pair] for pair in as_text(data, pool, pick) if pair in right]
         seen.append(f"  {name:16} {len(facts):2} are true, of {len(set(facts)):2} facts; known "
                     f"afterwards: {share:.2f}")
-    return common.Result(shares[-1], f"at least {GOAL}", shares[-1] >= GOAL, seen)
+    more = shares[-1] - sum(shares[:CHANCES]) / CHANCES
+    return common.Result(more, f"at least {GOAL}", more >= GOAL, seen)
 
 
 def dreams_of(model, day, marks):
@@ -119,7 +121,7 @@ def learnt(model, pool, picks, exam, marks):
     return shares
 
 
-def pool_answers(data, pool, index):
+def as_text(data, pool, index):
     """[(question, answer)] of some dreams, as text."""
     marks = set(data.marks)
     pairs = unpack(take(pool, torch.tensor(index)))

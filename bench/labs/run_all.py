@@ -25,7 +25,7 @@ from data import flags                                               # noqa: E40
 LABS = {  # file: what the student writes there
     "lab1_kl": ("forward_kl", "reverse_kl"), "lab2_unlock": ("new_expert",),
     "lab3_forgetting": ("step_and_predict",), "lab4_baseline": ("advantages",),
-    "lab5_gate": ("reach",), "lab6_dreams": ("choose",), "lab7_matrix": ("bwt", "read_life"),
+    "lab5_gate": ("metric",), "lab6_dreams": ("choose",), "lab7_matrix": ("bwt", "read_life"),
     "lab8_break_it": ("day",)}
 FLAGS = {**common.FLAGS, "out_dir": ("out/labs-solved", flags.TEXT, "where the base is kept"),
          "only": (0, (0, len(LABS)), "number of one lab; 0: all of them")}

@@ -2,10 +2,10 @@
 import torch
 
 
-def step_and_predict(params, day_loss, old_loss, lr):
-    day = torch.autograd.grad(day_loss(), params)
+def step_and_predict(opt, params, day_loss, old_loss):
     old = torch.autograd.grad(old_loss(), params)
-    with torch.no_grad():
-        for p, g in zip(params, day):
-            p -= lr * g
-    return -lr * sum((a * b).sum() for a, b in zip(day, old))
+    before = [p.detach().clone() for p in params]
+    opt.zero_grad()
+    day_loss().backward()
+    opt.step()
+    return sum(((p.detach() - b) * g).sum().item() for p, b, g in zip(params, before, old))
