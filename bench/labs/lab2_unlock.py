@@ -11,7 +11,7 @@ and if it still has to be able to learn?
                                                            2606.03979, Eq. 1-2 and section 3.2
 WRITE `new_expert` below: A and B of one expert, as it begins. At most 4 lines.
 
-THE NUMBER: what the self gives the right answers about somebody it has just met, after 60 steps of
+THE NUMBER: what the self gives the right answers about somebody it has just met, after 80 steps of
 your expert alone: the least probable of three answers. Goal: at least 0.9, and before the first
 step not one of all logits may have changed by one bit. Less than a minute, the base included.
 
@@ -33,7 +33,7 @@ from data.quizzes import answer_mask, closed_book                    # noqa: E40
 from model import FAST, clone                                        # noqa: E402
 
 GOAL = 0.9                          # p(answer)
-STEPS, LR = 60, 0.01                # Adam
+STEPS, LR = 80, 0.01                # Adam
 
 
 def new_expert(width, rank, generator):
@@ -58,8 +58,8 @@ def measure(o):
     awake = always({FAST: 0}, old.ids)
     changed = (model(old.ids, awake=awake) != before(old.ids)).sum().item()
     if changed:
-        raise common.NotYet(f"{changed:,} of {before(old.ids).numel():,} logits have changed before "
-                            "anything was learnt")
+        raise common.NotYet(f"{changed:,} of {before(old.ids).numel():,} logits have changed "
+                            "before anything was learnt")
     p = learn(model, common.quizzes(data, village.exam(world["days"][0][0])), data.marks)
     asleep = (model(old.ids) != before(old.ids)).sum().item()
     was, now = right_share(before, old, data.marks), right_share(model, old, data.marks, awake)

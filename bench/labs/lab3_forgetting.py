@@ -7,7 +7,7 @@ QUESTION. Nobody told the weights to forget the old villagers. Why do they, when
 is the new ones? L_day is the loss on today's quizzes, L_old that on the old exam. An optimizer that
 has looked at L_day alone moves all weights by d. To first order
 
-    L_old(w + d) - L_old(w)  =  d . grad L_old               Taylor; GEM, arXiv 1706.08840, section 3
+    L_old(w + d) - L_old(w)  =  d . grad L_old              Taylor; GEM, arXiv 1706.08840, section 3
 
 For plain descent d = -lr grad L_day: old and new share the weights, and where their gradients point
 against each other, learning is forgetting.
@@ -52,6 +52,7 @@ def step_and_predict(opt, params, day_loss, old_loss):
 
 
 def measure(o):
+    by_hand()
     data, world = common.load_village(o)
     before = common.base(o, data)
     day = common.quizzes(data, common.in_all_wordings(sum(world["days"][0], [])))
@@ -69,8 +70,8 @@ def measure(o):
     predicted = sum(float(step_and_predict(opt, params, day_loss, old_loss)) for _ in range(STEPS))
     rose, learnt = old_loss().item() - first, day_loss().item()
     if learnt > LEARNT:
-        raise common.NotYet(f"the day was not learnt: its loss is {learnt:.2f} after {STEPS} steps, "
-                            f"it should be below {LEARNT}")
+        raise common.NotYet(f"the day was not learnt: its loss is {learnt:.2f} after {STEPS} "
+                            f"steps, it should be below {LEARNT}")
     error = abs(predicted - rose) / abs(rose)
     seen = [f"loss of the day {learnt:.3f}; of the old exam {first:.3f}, now {first + rose:.3f}",
             f"it rose by {rose:.3f} nats; the products said {predicted:.3f}",
@@ -80,6 +81,20 @@ def measure(o):
             f"{product_of_an_expert(before, day, old, data.marks):.1f}",
             after_a_night(o, data, before)]
     return common.Result(error, f"below {GOAL}", error < GOAL, seen)
+
+
+def by_hand():
+    """L_day = |w|^2 / 2 and L_old = w_0 at w = (1, 2): descent by .1 changes L_old by -.1."""
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    found = step_and_predict(torch.optim.SGD([w], lr=0.1), [w], lambda: w.square().sum() / 2,
+                             lambda: w[0])
+    moved = w.detach().tolist()
+    if not isinstance(found, (float, torch.Tensor)) or abs(float(found) + 0.1) > 1e-5:
+        raise common.NotYet(f"w = (1, 2), L_day = |w|^2 / 2, L_old = w_0, a step of .1: the change "
+                            f"of L_old is -.1, yours is {found}")
+    if abs(moved[1] - 1.8) > 1e-5:
+        raise common.NotYet(f"w = (1, 2), L_day = |w|^2 / 2, a step of .1: w should be (.9, 1.8), "
+                            f"yours is {moved}")
 
 
 def weights(model):

@@ -18,7 +18,7 @@ WRITE `metric` below: W from such states. At most 10 lines. (A little of the ide
 variance, 1 %, keeps S from being singular.)
 
 THE NUMBER: the share of false alarms, on questions about strangers and namesakes, with the reach
-that hears nine in ten of one's own. Goal: at most 0.2. Less than a minute, the base included.
+that hears nine in ten of one's own. Goal: at most 0.3. Less than a minute, the base included.
 
 OBSERVE. W = 1 hears everybody: what has been learnt? Whom do the false alarms come from, strangers
 or namesakes? Move the reach along the curve that the lab prints: what does hearing all of one's own
@@ -37,7 +37,7 @@ from bench.labs import common, village                               # noqa: E40
 from data.engine import pad_rows                                     # noqa: E402
 from data.gate import means, nearest, states                         # noqa: E402
 
-GOAL, HEARD = 0.2, 0.9              # false alarms; own questions heard
+GOAL, HEARD = 0.3, 0.9              # false alarms; own questions heard
 PEOPLE, STRANGERS = 40, 400         # met; questions asked in vain
 PRACTICE = 200                      # people that nobody will meet: of their questions W is learnt
 

@@ -7,16 +7,16 @@ QUESTION. The self has read about eight people, sentence by sentence, and asked 
 questions. Most of its dreams are poor: of a sentence about a birthday it asks for the home, too,
 and answers "Nobody knows." Tonight may learn from 24. Which? Nobody will tell you what is true.
 
-    w(i) = || grad L(dream i) ||           Language Models Need Sleep, arXiv 2606.03979, section 3.4
+    w(i) = || grad L(dream i) ||          Language Models Need Sleep, arXiv 2606.03979, section 3.4
     w(i) = cos(grad L(dream i), grad L(quiz))       ours: quiz, what the self asks itself at the end
 
 WRITE `choose` below. It is given the gradient of each dream, the gradient of the quiz, whether the
 teacher stands by each answer, and the words of each dream. At most 12 lines.
 
-THE NUMBER: the day is asked about in 48 questions (24 facts, two wordings). A throw-away copy learns
-your 24 dreams and nothing else, and answers closed book; four others learn 24 dreams by chance. How
-much more does yours know, as a share of the questions? Goal: at least 0.2. Less than a minute, the
-base included.
+THE NUMBER: the day is asked about in 48 questions (24 facts, two wordings). A throw-away copy
+learns your 24 dreams and nothing else, and answers closed book; four others learn 24 dreams by
+chance. How much more does yours know, as a share of the questions? Goal: at least 0.15. Less than a
+minute, the base included.
 
 OBSERVE. The paper's norm, and the cosine with repeats, stand beside yours, with how many of the
 chosen are true and of how many facts. Is a repeat a waste of a place? (Compare facts with what is
@@ -39,7 +39,7 @@ from data.gate import greedy                                         # noqa: E40
 from data.quizzes import take, unpack                                # noqa: E402
 from model import TRIAL, clone                                       # noqa: E402
 
-GOAL, CHANCES = 0.2, 4              # more than chance, of the day's questions; draws of chance
+GOAL, CHANCES = 0.15, 4             # more than chance, of the day's questions; draws of chance
 CHOSEN, QUIZ = 24, 48               # dreams to learn from; quizzes that the aim is made of
 STEPS, LR = 120, seed.LR            # Muon, as in a night
 

@@ -9,7 +9,7 @@ or did it never learn? Which numbers tell?
 
     ACC         1/T     sum_j R[T-1][j]                         GEM, arXiv 1706.08840, section 3
     BWT         1/(T-1) sum_{j<T-1} (R[T-1][j] - R[j][j])       the same
-    forgetting  1/(T-1) sum_{j<T-1} max_{i<T-1} R[i][j] - R[T-1][j]       arXiv 1801.10112, section 3
+    forgetting  1/(T-1) sum_{j<T-1} max_{i<T-1} R[i][j] - R[T-1][j]      arXiv 1801.10112, section 3
 
 WRITE `bwt` and `read_life` below, at most 4 and 8 lines. A life "never learns" if less than a tenth
 of each day, on average, is known the next morning (recall, the mean of the diagonal); it "forgets"
@@ -25,8 +25,6 @@ earlier day. In data/exam.py: metrics, show.
 """
 import os
 import sys
-
-import torch
 
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..", "..")))
 import sleep                                                         # noqa: E402
@@ -61,8 +59,8 @@ def measure(o):
         if abs(found - true["BWT"]) < 1e-9 and word == reading(true):
             right += 1
         else:
-            wrong.append(f"first wrong: {run['method']}, seed {run['seed']}: BWT {found:+.3f}, is "
-                         f"{true['BWT']:+.3f}; {word!r}, is {reading(true)!r}")
+            wrong.append(f"first wrong: {run['method']}, seed {run['seed']}: BWT {found:+.3f}, it "
+                         f"is {true['BWT']:+.3f}; {word!r}, it is {reading(true)!r}")
     seen = wrong[:1]
     for method in dict.fromkeys(run["method"] for run in runs):
         R = next(run["R"] for run in runs if run["method"] == method)

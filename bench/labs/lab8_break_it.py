@@ -31,8 +31,6 @@ import sys
 
 import random
 
-import torch
-
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..", "..")))
 import sleep                                                         # noqa: E402
 from bench.labs import common, village                               # noqa: E402
@@ -82,8 +80,8 @@ def told_by(passages):
         raise common.NotYet("day gave no list of texts")
     told = [s.strip() + "." for p in passages for s in p.split(".") if s.strip()]
     if not 0 < len(told) <= SENTENCES or len(passages) > PASSAGES:
-        raise common.NotYet(f"{len(passages)} passages of {len(told)} sentences: at most {PASSAGES} "
-                            f"of at most {SENTENCES}, and at least one sentence")
+        raise common.NotYet(f"{len(passages)} passages of {len(told)} sentences: at most "
+                            f"{PASSAGES} of at most {SENTENCES}, and at least one sentence")
     facts = {}
     for sentence in told:
         fact = village.parsed(sentence)

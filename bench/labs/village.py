@@ -29,8 +29,8 @@ RELATIONS = {
                       "Marlow Norton Selby Yarm".split()),
     "loves": Relation("{n} loves {v}.", ["What does {n} love?", "What pleases {n}?"],
                       "red blue green white black golden silver tiny huge quiet loud sweet".split(),
-                      "tulips kites books boats bells figs cats dogs trains hats songs stones pears "
-                      "clocks drums".split()),
+                      "tulips kites books boats bells figs cats dogs trains hats songs stones "
+                      "pears clocks drums".split()),
 }
 UNKNOWN = "Nobody knows."
 OLD, PEOPLE, BLOCK = 8, 2, 256          # old villagers; new ones a day; tokens of a context
