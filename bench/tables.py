@@ -431,4 +431,4 @@ def labs(file):
     """labs.json: what each solution reaches, and how long it takes."""
     return table(["lab", "file", "number", "goal", "seconds"],
                  [[f"{run['lab']}. {run['title']}", f"`{run['file']}`", f"{run['number']:.3g}",
-                   run["goal"], f"{run['seconds']:.0f}"] for run in file["runs"]])
+                   run["goal"], f"{run['seconds']:.1f}"] for run in file["runs"]])

@@ -69,9 +69,15 @@ def measure(o):
             f"  the morning after, nothing in the context:     {share:.2f}",
             *([f"  the old, of whom nothing new was told:         "
                f"{common.known(model, data, old):.2f}"] if old else []),
-            f'  the night itself: undone: {log.get("undone", "no")}; known, by its own quizzes: '
-            f'{log.get("known", 0):.2f}; lost passages: {[p + 1 for p in log["lost"]]}']
+            said_by_the_night(log)]
     return common.Result(share, f"below {GOAL}", share < GOAL, seen)
+
+
+def said_by_the_night(log):
+    if "undone" in log:
+        return f"  the night is undone ({log['undone']}): all of the day waits for tomorrow night"
+    return (f"  the night itself: known, by its own quizzes: {log['known']:.2f}; lost passages: "
+            f"{[p + 1 for p in log['lost']] or 'none'}")
 
 
 def told_by(passages):
