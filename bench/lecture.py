@@ -10,7 +10,7 @@ import re
 import textwrap
 
 from bench import stats, tables
-from bench.tables import number, paired, short, table
+from bench.tables import number, paired, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAGE = os.path.join(ROOT, "bench", "LECTURE.md")
@@ -136,8 +136,8 @@ def gates(files):
     said = [without(files, "no gate")]
     for name, file in files["topics.json"].items():
         both, alone = (number([r[key] for r in file["runs"]]) for key in ("both", "gate_alone"))
-        said.append(f"Topics, {name} ({of('topics.json', file)}): gate and experts {both}, the gate "
-                    f"alone {alone}.")
+        said.append(f"Topics, {name} ({of('topics.json', file)}): gate and experts {both}, the "
+                    f"gate alone {alone}.")
     return " ".join(said)
 
 
@@ -162,8 +162,8 @@ def year(files):
     times = night["lines"][0]["times_ours"]
     grown = sum((r["params_after"] - r["params_before"]) / r["days"] for r in runs) / len(runs)
     return (f"*Known.* {of('week.json', files['week.json'])}: a life of seven nights; it grows by "
-            f"{grown:,.0f} numbers a night, so {YEAR} such nights would be {YEAR * grown / 1e6:.0f} "
-            f"million beside {runs[0]['params_before'] / 1e6:.2f} (multiplied, not measured). "
+            f"{grown:,.0f} numbers a night, so {YEAR} such nights would be "
+            f"{YEAR * grown / 1e6:.0f} million beside {runs[0]['params_before'] / 1e6:.2f} (multiplied, not measured). "
             f"[`speed.json`](results/speed.json), commit `{night['commit']}`, one round: night 100 "
             f"costs {times['night 100']:.2f} of night 2. "
             f"{without(files, 'every 2 nights', 'every 4 nights')}")

@@ -203,7 +203,7 @@ WRONG = [  # lab, {function: what a student might write}, what is said of it (""
     ("lab7_matrix", {"read_life": by_bwt_alone}, ""),
     ("lab8_break_it", {"day": ordinary}, ""),
     ("lab8_break_it", {"day": lambda old, rng: ["Ada Bram hates figs."]}, "no sentence of the"),
-    ("lab8_break_it", {"day": lambda old, rng: [" Ada Bram lives in Old Yarm."] * 2}, "told before"),
+    ("lab8_break_it", {"day": lambda old, rng: ["Ada Bram lives in Old Yarm."] * 2}, "told before"),
     ("lab8_break_it", {"day": lambda old, rng: []}, "at least one sentence"),
 ]
 

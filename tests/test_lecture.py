@@ -53,7 +53,8 @@ def test_every_function_that_a_step_names_is_there():
 def test_a_lecture_takes_45_minutes_and_asks_a_question_a_step():
     minutes = re.findall(r"^## \d\. .+\((\d) minutes\)$", TEXT, re.M)
     assert sum(map(int, minutes)) == 45 and TEXT.count("*For the class.*") == len(minutes)
-    assert {int(n) for n in re.findall(r"[Ll]ab (\d)", TEXT)} == set(range(1, len(run_all.LABS) + 1))
+    labs = {int(n) for n in re.findall(r"[Ll]ab (\d)", TEXT)}
+    assert labs == set(range(1, len(run_all.LABS) + 1))
     for step in TEXT.split("\n## "):
         assert step.count("![") <= 1
     for path in re.findall(r"\]\((results/[^)]+|[A-Z]+\.md|labs)\)", TEXT + EXTENDING):
@@ -113,7 +114,8 @@ def test_a_rival_and_a_data_set_live_after_two_places_each(monkeypatch, tmp_path
     block, = re.findall(r"```python\n(.*?)```", EXTENDING, re.S)
     written = {}
     exec(block, written)
-    for line in ('`sleep.py: NIGHTS`: `"rote": rote`', '`sleep.py: DATA`: `"village": village.load`',
+    for line in ('`sleep.py: NIGHTS`: `"rote": rote`',
+                 '`sleep.py: DATA`: `"village": village.load`',
                  "the flag `method`: the word `rote`", "the flag `data`: the word `village`"):
         assert line in EXTENDING
     monkeypatch.setitem(sleep.NIGHTS, "rote", written["rote"])

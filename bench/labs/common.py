@@ -19,7 +19,7 @@ import sleep
 from bench.labs import village
 from data import exam, flags, gate
 from data.flags import SEED, SOME, TEXT
-from data.quizzes import pack
+from data.quizzes import RestlessNight, pack
 from data.text import pad_documents
 from model import GPT, Config
 
@@ -55,6 +55,8 @@ def run(measure, doc, file):
         raise SystemExit(unwritten(e, script)) from None
     except NotYet as e:
         raise SystemExit(f"{script}: not yet: {e}") from None
+    except RestlessNight as e:
+        flags.fail(f"{e}: let the base learn for longer, --steps=400", script)
     except KeyboardInterrupt:
         raise SystemExit(f"{script}: interrupted: run it again") from None
     except OSError as e:
@@ -102,9 +104,13 @@ def load_village(o, days=4, people=6):
     return village.load(a), village.make_world(o.seed, days, people)
 
 
+def place_of_base(o):
+    return os.path.join(o.out_dir, f"base-{o.seed}-{o.steps}.pt")
+
+
 def base(o, data):
     """The self before its first day: from --out_dir, or pretrained there (half a minute)."""
-    path = os.path.join(o.out_dir, f"base-{o.seed}-{o.steps}.pt")
+    path = place_of_base(o)
     if os.path.isfile(path):
         return sleep.load(path, "cpu")[0]
     model = pretrained(data, o.steps, o.seed)

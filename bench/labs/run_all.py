@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 
@@ -20,7 +19,7 @@ import torch
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..", "..")))
 from bench import stats                                              # noqa: E402
 from bench.labs import common                                        # noqa: E402
-from data import flags                                               # noqa: E402
+from data import flags, store                                        # noqa: E402
 
 LABS = {  # file: what the student writes there
     "lab1_kl": ("forward_kl", "reverse_kl"), "lab2_unlock": ("new_expert",),
@@ -49,7 +48,7 @@ def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, "run_all.py")
     torch.set_num_threads(o.threads or torch.get_num_threads())
     if not o.only:
-        shutil.rmtree(o.out_dir, ignore_errors=True)
+        store.remove(common.place_of_base(o))
     began, runs = time.time(), []
     common.base(o, common.load_village(o)[0])
     base_seconds = round(time.time() - began, 1)
