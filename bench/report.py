@@ -1,8 +1,9 @@
 """
-bench/README.md: every result with its table, from the result files alone.
+bench/README.md: every result with its table, from the result files alone. And what bench/LECTURE.md
+quotes of them, with where its equations stand in the code.
 
-    python bench/report.py                           write bench/README.md
-    python bench/report.py --check                   1 if bench/README.md is not what the files say
+    python bench/report.py                           write both pages
+    python bench/report.py --check                   1 if a page is not what the files say
     python bench/report.py --pictures                bench/results/*.png (needs matplotlib)
     python bench/report.py --life=out --out=life.png the picture of a life of your own
 
@@ -15,7 +16,7 @@ import textwrap
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from bench import claims, figures, neighbours, stats, tables         # noqa: E402
+from bench import claims, figures, lecture, neighbours, stats, tables  # noqa: E402
 from bench.tables import headed, number, paired, picture, short      # noqa: E402
 from data import flags                                               # noqa: E402
 from data.flags import SWITCH, TEXT                                  # noqa: E402
@@ -23,9 +24,9 @@ from data.flags import SWITCH, TEXT                                  # noqa: E40
 PAGE = os.path.join(ROOT, "bench", "README.md")
 FILES = ("week.json", "crowd.json", "topics.json", "ablations.json", "knowledge.json",
          "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json", "absorber.json",
-         "speed.json", "faults.json")
+         "speed.json", "faults.json", "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
-    "check": (False, SWITCH, "compare bench/README.md with the result files, change nothing"),
+    "check": (False, SWITCH, "compare both pages with the result files, change nothing"),
     "pictures": (False, SWITCH, "make the figures"),
     "life": ("", TEXT, "picture of the life in this folder (--out_dir of sleep.py)"),
     "out": ("life.png", TEXT, "with --life: where it goes"),
@@ -286,12 +287,21 @@ def durable(files):
             *headed("faults.json", file, tables.faults(file), [1]), NIGHT]
 
 
+def labs(files):
+    file = files["labs.json"]
+    return ["## The labs",
+            f"Eight [labs](labs), each solved by `bench/labs/solutions`, one after the other on "
+            f"{file['threads']} threads; the first to be run makes the base of all others in "
+            f"{file['base_seconds']:.0f} seconds more.",
+            *headed("labs.json", file, tables.labs(file), [file["seed"]])]
+
+
 def page(files):
     """bench/README.md as one text."""
     parts = [INTRO, *lives(files), *replicates(files), UNTESTED, *fight(files),
              *topics_now(files), *topics(files),
              *ingredients(files), *neighbours.recurrence(files), *neighbours.absorber(files),
-             *fast(files), *durable(files)]
+             *fast(files), *durable(files), *labs(files)]
     return "\n\n".join(map(as_text, parts)) + "\n"
 
 
@@ -317,17 +327,17 @@ def read_all():
     return files
 
 
-def check(text):
-    """One line and exit status 1 if bench/README.md is not this text."""
-    there = ""
-    if os.path.isfile(PAGE):
-        with open(PAGE, encoding="utf-8") as f:
+def check(path, text):
+    """One line and exit status 1 if the page at this path is not this text."""
+    there, name = "", f"bench/{os.path.basename(path)}"
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as f:
             there = f.read()
     if there == text:
-        return print("bench/README.md is what the result files say")
+        return print(f"{name} is what the result files say")
     pairs = zip((there + "\n" * text.count("\n")).splitlines(), text.splitlines())
     line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), "the last")
-    print(f"report.py: bench/README.md differs from the result files, first in line {line}: "
+    print(f"report.py: {name} differs from the result files, first in line {line}: "
           "run python bench/report.py", file=sys.stderr)
     raise SystemExit(1)
 
@@ -339,11 +349,13 @@ def main(argv):
     files = read_all()
     if o.pictures:
         return print(*figures.everything(files, stats.RESULTS), sep="\n")
-    if o.check:
-        return check(page(files))
-    with open(PAGE, "w", encoding="utf-8") as f:
-        f.write(page(files))
-    print("bench/README.md")
+    for path, text in ((PAGE, page(files)), (lecture.PAGE, lecture.page(files))):
+        if o.check:
+            check(path, text)
+            continue
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        print(f"bench/{os.path.basename(path)}")
 
 
 if __name__ == "__main__":

@@ -422,3 +422,13 @@ def absorber_life(file, others):
             for name, runs in absorber_lives(file, others).items()}
     return measured(rows, {"recall": "recall next morning", "ACC": "ACC", "BWT": "BWT",
                            "old": "old", "reading": "reading"}, "life", 3)
+
+
+# --------------------------------------------------------------------------------------------------
+# The labs
+
+def labs(file):
+    """labs.json: what each solution reaches, and how long it takes."""
+    return table(["lab", "file", "number", "goal", "seconds"],
+                 [[f"{run['lab']}. {run['title']}", f"`{run['file']}`", f"{run['number']:.3g}",
+                   run["goal"], f"{run['seconds']:.1f}"] for run in file["runs"]])

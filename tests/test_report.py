@@ -3,11 +3,12 @@ import ast
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bench import claims, figures, report, stats, tables
+from bench import claims, figures, lecture, report, stats, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -25,6 +26,8 @@ def test_the_page_is_what_the_result_files_say(capsys):
 def test_a_page_that_differs_is_refused_with_its_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "README.md").write_text(PAGE.replace("## What replicates", "## Whatever"))
     monkeypatch.setattr(report, "PAGE", str(tmp_path / "README.md"))
+    shutil.copy(lecture.PAGE, tmp_path / "LECTURE.md")               # written to, too
+    monkeypatch.setattr(lecture, "PAGE", str(tmp_path / "LECTURE.md"))
     with pytest.raises(SystemExit) as e:
         report.main(["--check"])
     line = PAGE[:PAGE.index("## What replicates")].count("\n") + 1
@@ -73,7 +76,7 @@ def test_the_report_imports_no_chapter_and_no_bench_that_measures():
             if module.startswith("bench"):
                 inner = [module[6:]] if module != "bench" else words
                 todo += [w for w in inner if w not in seen]
-    assert seen == {"report", "claims", "figures", "neighbours", "stats", "tables"}
+    assert seen == {"report", "claims", "figures", "lecture", "neighbours", "stats", "tables"}
 
 
 @pytest.mark.parametrize("words, says", [
