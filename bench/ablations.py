@@ -58,8 +58,8 @@ def lives():
             name, base = (name, []) if regime is None else (f"{name} ({regime})", found[regime][2])
             found[name] = (group, nights, base + more)
     add("ingredients", 2, {**PARTS, "no expansion": ["--expand=0"],
-                           "reverse KL": ["--divergence=reverse"],
-                           "gate+sft": [*LABELS, "--dream=0"]})
+                           "reverse KL": ["--divergence=reverse"]})
+    add("ingredients", 7, {"gate+sft": [*LABELS, "--dream=0"]})    # all of it in a plain rival
     add("ingredients", 5, {"no gate": ["--gate=0"]})
     add("no gate", 5, {"no replay": ["--replay=0"],
                        "labels alone": [*LABELS, "--dream=0"]}, "no gate")
