@@ -33,7 +33,7 @@ from data.text import pad_documents
 from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
-STEPS, STUDIED, LEAST = 3, 10, 40   # of distillation, a fact; a studied thing; in all, at least
+STEPS, STUDIED, LEAST = 3, 10, 120  # of distillation, a fact; a studied thing; in all, at least
 USUAL = 24                          # sentences of a day: a shorter one is asked about more often
 BATCH, LR = 32, 0.18                # quizzes a step; peak rate (Muon)
 SHRUGS = 0.4                        # how often "I do not know" is learnt: there is so much unknown

@@ -30,7 +30,7 @@ MAP = [  # step of the lecture, equation, its source, file: function, the line t
     (3, "L = (1−λ) E_D D(T‖S) + ...", "GKD, Eq. 1", "seed.py: distil", "loss = off_policy_loss("),
     (3, "... + λ E_{y~S} D(T‖S)", "GKD, Eq. 1", "seed.py: distil", "loss, now = on_policy_loss("),
     (4, "keep q if log p(q given day) − log p(q) > 1 nat", "ours", "data/asking.py: screen",
-     "gain.sum(1) > MIN_GAIN"),
+     "z = take(z._replace(begin=begin,"),
     (4, "the day's word, else memory's", "ours", "data/asking.py: look_up", "if y == unknown:"),
     (5, "W S Wᵀ = 1", "ours", "data/gate.py: whitening", "return torch.linalg.inv("),
     (5, "wake if ‖W x − m‖² < reach", "ours", "data/gate.py: listen", "fires = (gap < reach_)"),
