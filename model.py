@@ -31,7 +31,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.engine import attend_behind, rows_of, visible
+from data.engine import attend_behind, pad_rows, rows_of, visible
 from data.kernels import grouped_experts
 
 TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
@@ -73,7 +73,7 @@ ARCHITECTURES = {
     "ours": {},
     "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),
     "llama": dict(act="swiglu", n_kv_head=1, qk_norm=False, conv=0),
-    "qwen3": dict(act="swiglu", n_kv_head=1, qk_norm=False, conv=0, qk_gain=True)}
+    "qwen3": dict(act="swiglu", n_kv_head=1, qk_norm=False, qk_gain=True, conv=0)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -92,10 +92,12 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def angles(pos, dim, dtype, base=10000.0, scaling=()):
-    """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, dim/2) of positions pos (B, T)."""
-    freq = base ** (-torch.arange(dim // 2, device=pos.device, dtype=torch.float32) / (dim // 2))
-    angle = pos[:, None, :, None].float() * (slowed(freq, *scaling) if scaling else freq)
+def angles(pos, config, dtype):
+    """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, D/2) of positions pos (B, T)."""
+    half = config.head_dim // 2
+    freq = config.rope_base ** (-torch.arange(half, device=pos.device, dtype=torch.float32) / half)
+    freq = slowed(freq, *config.rope_scaling) if config.rope_scaling else freq
+    angle = pos[:, None, :, None].float() * freq
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -282,8 +284,7 @@ class GPT(nn.Module):
         h = self.wte(idx)
         if self.wpe is not None:
             h = h + self.wpe(pos)
-        turn = angles(pos[:1] if cache is None else pos, c.head_dim, h.dtype, c.rope_base,
-                      c.rope_scaling) if c.rope else None
+        turn = angles(pos[:1] if cache is None else pos, c, h.dtype) if c.rope else None
         chosen = self.chosen(awake, pos)
         for i, block in enumerate(self.blocks[:blocks]):
             past = None if cache is None else cache["blocks"][i]
@@ -379,9 +380,7 @@ class GPT(nn.Module):
         """Give the gate things (K, r) with their reach (K,) that wake an expert of a level. names:
         what each is called, as ids, where a whole text is a thing; then all things have one."""
         rows = [[t for t in row if t >= 0] for row in self.names.tolist()] + [*map(list, names)]
-        self.names = torch.full((len(rows), max(map(len, rows), default=0)), -1, device=self.device)
-        for i, row in enumerate(rows):
-            self.names[i, :len(row)] = torch.tensor(row)
+        self.names = pad_rows(rows, self.device, pad=-1)[0]
         self.things = torch.cat([self.things.view(-1, things.shape[1]), things.to(self.metric)])
         self.reach = torch.cat([self.reach, reach.to(self.reach)])
         mine = torch.tensor([[level, expert]], device=self.device).repeat(len(things), 1)
@@ -415,10 +414,10 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     LayerNorm, for live experts, for shrinking, and for what it does not know.
     """
     old = model.config
-    if any(model.live(level) for level in range(len(old.ranks))):
-        raise ValueError("widen found live experts: settle or discard them first")
     new = replace(old, n_embd=n_embd or old.n_embd, n_head=n_head or old.n_head,
                   d_ff=d_ff or old.d_ff)
+    if any(model.live(level) for level in range(len(old.ranks))):
+        raise ValueError("widen found live experts: settle or discard them first")
     if not old.rms:
         raise ValueError("widen needs RMSNorm: LayerNorm subtracts a mean that would change")
     if new.n_embd < old.n_embd or new.n_head < old.n_head or new.d_ff < old.d_ff:
