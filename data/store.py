@@ -151,7 +151,8 @@ def sane(config, state=None):
         raise ValueError("its config has ranks that cannot be")
     scaling = config.get("rope_scaling", ())
     if not isinstance(scaling, (tuple, list)) or len(scaling) not in (0, 4) or any(
-            type(x) not in (int, float) or not 0 < x < 1e12 for x in scaling):
+            type(x) not in (int, float) or not 0 < x < 1e12 for x in scaling) or (
+            scaling and scaling[1] >= scaling[2]):
         raise ValueError("its config has a rope_scaling that cannot be")
     for name in ("rope", "rms", "bias", "qk_norm", "qkv_bias", "qk_gain", "tied"):
         if type(config.get(name, True)) is not bool:
