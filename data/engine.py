@@ -154,4 +154,4 @@ def attend_behind(q, k, v, mask, prefix):
         return t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
     scores = torch.cat([apart(together(q) @ prefix[0].mT), q @ k.mT], -1) + mask
     p = scores.softmax(-1).to(v.dtype)
-    return (apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v).view(shape)
+    return (apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v).reshape(shape)
