@@ -200,9 +200,9 @@ class Block(nn.Module):
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
 
     def attend(self, h, at, turn, past, mask):
-        c, (B, T, _) = self.config, h.shape
-        qkv = self.qkv(self.norm(h)).view(B, T, -1, c.head_dim).transpose(1, 2)
-        qk, v = qkv.split([c.n_head + c.kv_heads, c.kv_heads], 1)   # (B, H + K, T, D), (B, K, T, D)
+        c = self.config
+        qkv = self.qkv(self.norm(h)).unflatten(-1, (c.n_head + 2 * c.kv_heads, c.head_dim))
+        qk, v = qkv.transpose(1, 2).split([c.n_head + c.kv_heads, c.kv_heads], 1)    # (B, H, T, D)
         if c.qk_norm:
             qk = F.rms_norm(qk, (c.head_dim,))
         if c.qk_gain:

@@ -45,9 +45,10 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
     "the self": {
         "init_from": ("scratch", TEXT,
-                      "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
-        "arch": ("ours", ("ours", "gpt2"),
-                 "of a self from scratch; gpt2: LayerNorm, learned positions, no convolution"),
+                      "scratch, a checkpoint .pt of nanoSleep, or a folder with the .safetensors, "
+                      "config.json and tokenizer of a GPT-2, Llama 3, Qwen 2.5 or 3"),
+        "arch": ("ours", ("ours", "gpt2", "llama", "qwen3"),
+                 "of a self from scratch: ours, or as others are built, without a convolution"),
         "pretrain_steps": (4200, SOME, "steps of 8 documents"),
         "n_layer": (4, (1, 256), "blocks"),
         "n_embd": (128, HEADS, "width; a head is 32 wide"),
