@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import chat, classes, exam, flags, gate, store, team, text, weights, world
+from data import chat, classes, exam, flags, gate, plan, store, team, text, weights, world
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -45,6 +45,8 @@ PATIENCE = 3                        # nights that a passage is tried before it i
 def main(argv):
     a = run.begin(argv, __doc__)
     data = DATA[a.data](a)
+    if a.plan:
+        return plan.show(a, data, config_of(a, data))
     if a.ask:
         model, _ = load(os.path.join(a.out_dir, "checkpoint.pt"), a.torch_device)
         return exam.question(fits(model, data, a.out_dir), data, a)
@@ -72,11 +74,15 @@ EXPECT = {"world": " Expect, on a CPU: pretraining 4 to 8 minutes, a night 1/2 t
 # --------------------------------------------------------------------------------------------------
 # Birth: weights, and what is known before the first day
 
+def config_of(a, data):                                         # of a self from scratch
+    return Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
+                  n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
+                  ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
+
+
 def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
-    config = Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
-                    n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
-                    ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
+    config = config_of(a, data)
     run.stage(a, "weights")
     if a.init_from == "scratch":
         model, whole = GPT(config), False

@@ -37,6 +37,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
         "deterministic": (False, SWITCH, "on a GPU: the same bits every time (slower)"),
         "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
+        "plan": ("", TEXT, "only say what the life would take on a card: h100, or its gigabytes"),
     },
     "a question for the self saved in --out_dir": {
         "chat": (False, SWITCH, "talk to it: tell, ask, let it sleep, ask again"),
@@ -247,7 +248,7 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    old = {"chat": False, **old}                            # of a life begun before there was one
+    old = {"chat": False, "plan": "", **old}                # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:
         what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"

@@ -23,6 +23,8 @@ FAMILIES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen 2", "qwen3": "Qwen
 FIELDS = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings",      # ours: theirs
           "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size",
           "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps"}
+GPT2_FIELDS = {"vocab_size": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer",
+               "n_head": "n_head", "n_embd": "n_embd"}
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 INDEX = "model.safetensors.index.json"
 
@@ -53,6 +55,29 @@ def from_pretrained(path, ranks=(32,), n_head=None, extra_tokens=0, dtype=torch.
         return filled(config, plan, headers, extra_tokens, dtype)
     except ValueError as e:
         raise ValueError(f"{path} holds no whole {family}: {e}") from None
+
+
+def config_in(path, ranks=(32,), extra_tokens=0):
+    """The Config of the model in a folder, from its config.json alone: no weights need be there.
+    Raises FileNotFoundError or ValueError."""
+    from model import ARCHITECTURES, Config
+    path = os.path.join(path, "config.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no {path}: put the config.json of a GPT-2, Llama or Qwen there")
+    try:
+        fields = json_beside(path, "config.json")
+        if fields.get("model_type") == "gpt2":
+            sizes = {ours: fields.get(theirs) for ours, theirs in GPT2_FIELDS.items()}
+            d_ff, head = fields.get("n_inner") or 4 * sizes["n_embd"], sizes["n_embd"]
+            config = {**sizes, "d_ff": d_ff, "head_dim": head // sizes["n_head"],
+                      **ARCHITECTURES["gpt2"]}
+        else:
+            config = llama_config(fields)
+        config |= {"vocab_size": config["vocab_size"] + extra_tokens, "ranks": tuple(ranks)}
+        store.sane(config)
+        return Config(**config)
+    except (ValueError, TypeError, ZeroDivisionError) as e:
+        raise ValueError(f"{path} is not that of a GPT-2, Llama or Qwen: {e}") from None
 
 
 @torch.no_grad()
@@ -300,7 +325,8 @@ def llama_config(fields):
           "head_dim": fields.get("head_dim") or 0,
           "rope_base": 10000.0, "act": "swiglu", "qk_norm": False, "conv": 0,
           "tied": fields.get("tie_word_embeddings", False),
-          "qkv_bias": fields["model_type"] == "qwen2", "qk_gain": fields["model_type"] == "qwen3"}
+          "qkv_bias": fields.get("model_type") == "qwen2",
+          "qk_gain": fields.get("model_type") == "qwen3"}
     for name in ("n_embd", "n_head", "n_kv_head"):
         if type(c[name]) is not int or c[name] < 1:
             raise ValueError(f"its config has a {name} that cannot be")
