@@ -23,7 +23,6 @@ Simplifications: [S] allocates slots of experts at the start and masks them, her
 when it is needed (the same function, less memory). [S] expands every block, here the upper half.
 """
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data.engine import attend_behind, pad_rows, rows_of, visible
-from data.kernels import grouped_experts
+from data.kernels import grouped_experts, grown, slowed
 
 TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
 GATE = ("things", "reach", "owner", "names", "unknown", "imagined", "quotes")   # not its metric
@@ -51,7 +50,7 @@ class Config:
     act: str = "relu2"          # or "gelu" (GPT-2), "swiglu" (Llama, Qwen)
     rope: bool = True           # rotary positions; False: a learned table (GPT-2)
     rope_base: float = 10000.0
-    rope_scaling: tuple = ()    # Llama 3: (factor, low, high, context), see `slowed`
+    rope_scaling: tuple = ()    # Llama 3: (factor, low, high, context), see kernels.slowed
     rms: bool = True            # RMSNorm; False: LayerNorm (GPT-2)
     bias: bool = False          # biases in linear layers (GPT-2)
     qkv_bias: bool = False      # ... for queries, keys and values alone (Qwen 2.5)
@@ -99,13 +98,6 @@ def angles(pos, config, dtype):
     freq = slowed(freq, *config.rope_scaling) if config.rope_scaling else freq
     angle = pos[:, None, :, None].float() * freq
     return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def slowed(freq, factor, low, high, context):
-    """Llama 3 in a context `factor` times as long: frequencies that turn less than `low` times in
-    the old one are slowed by the factor, those of more than `high` turns stay, others between."""
-    stays = ((context * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-    return freq * (stays + (1 - stays) / factor)
 
 
 def rotate(x, cos, sin):
@@ -453,10 +445,3 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
             state[name] = grow(t, shape)
     wide.load_state_dict(state)
     return wide
-
-
-def grown(t, shape, gen, std, noise=0.0):
-    """A tensor of a larger shape with t in its corner, zero elsewhere, or random (noise 1)."""
-    big = torch.randn(shape, generator=gen).to(t) * (noise * std)
-    big[tuple(slice(size) for size in t.shape)] = t
-    return big

@@ -84,15 +84,15 @@ def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
     config = config_of(a, data)
     run.stage(a, "weights")
+    whole = a.init_from.endswith(".pt")                     # else the format has to be learnt first
     if a.init_from == "scratch":
-        model, whole = GPT(config), False
-    elif a.init_from.endswith(".pt"):
+        model = GPT(config)
+    elif whole:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
-        whole = True
     else:
-        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks))
-        whole = False                                       # the format has to be learnt first
+        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks),
+                                        dtype=getattr(torch, a.dtype))
     model = fits(model, data, a.init_from).to(a.torch_device)
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
@@ -383,7 +383,7 @@ def load(path, device):
         if data["version"] != VERSION:
             flags.fail(f"{path} is of version {data['version']}, this is version {VERSION}: live "
                        "the life again")
-        model = GPT(Config(**data["config"])).to(device)
+        model = weights.held_in(GPT(Config(**data["config"])), data["model"]["wte.weight"].dtype)
         model.load_state_dict(data.pop("model"))
     except FileNotFoundError:
         flags.fail(f"no checkpoint at {path}: run a life first, or name its folder with --out_dir")
@@ -392,7 +392,7 @@ def load(path, device):
         flags.fail(f"{what}: restore it or live the life again")
     if warning:
         flags.say(warning)
-    model.requires_grad_(False).eval()
+    model.to(device).requires_grad_(False).eval()
     return model, {k: v for k, v in data.items() if k not in ("version", "config")}
 
 

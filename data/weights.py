@@ -85,7 +85,7 @@ def filled(config, plan, headers, extra_tokens, dtype):
     """A model of this config (a dict) with the tensors that the plan names, a shard at a time."""
     from model import GPT, Config, Norm
     with torch.device("meta"):                                   # no time for random weights
-        model = GPT(Config(**config)).to(dtype)
+        model = held_in(GPT(Config(**config)), dtype)
     model = model.to_empty(device="cpu")
     for buffer in model.buffers():
         buffer.zero_()
@@ -105,6 +105,15 @@ def filled(config, plan, headers, extra_tokens, dtype):
     if extra_tokens:
         for table in (t for t in (model.wte, model.head) if t is not None):
             table.weight[-extra_tokens:] = table.weight[:-extra_tokens].float().mean(0)
+    return model
+
+
+def held_in(model, dtype):
+    """The model with its weights and experts in this precision; the gate's distances want all
+    their digits and stay in float32."""
+    model = model.to(dtype)
+    for name in ("metric", "things", "reach"):
+        setattr(model, name, getattr(model, name).float())
     return model
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import sleep
 from data.engine import behind, generate, new_cache, prefill
 from data.weights import INDEX, from_pretrained, read_safetensors
 from model import FAST
+from tests.small import same_state
 
 transformers = pytest.importorskip("transformers")
 
@@ -125,6 +127,17 @@ def test_new_words_are_the_mean_of_all_words(written):
         got, want = from_pretrained(folder, extra_tokens=4)(ids), theirs(ids).logits
         assert largest(got[..., :V], want) < 1e-5
         assert largest(got[..., V:], want.mean(-1, keepdim=True).expand(-1, -1, 4)) < 1e-5
+
+
+def test_a_checkpoint_keeps_the_precision_of_its_weights(written, tmp_path):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = from_pretrained(written("qwen3")[1], ranks=(4, 8, 6), dtype=dtype)
+        model.unlock(FAST), model.settle(FAST)
+        model.metric = torch.randn(5, 48)
+        sleep.save(str(tmp_path / "c.pt"), model)
+        again, _ = sleep.load(str(tmp_path / "c.pt"), "cpu")
+        assert again.blocks[1].levels[FAST].A.dtype is again.wte.weight.dtype is dtype
+        assert torch.equal(again.metric, model.metric) and same_state(again, model)
 
 
 def test_a_file_is_mapped_not_read(written):
