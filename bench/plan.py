@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import seed
 import sleep
+from bench import stats
 from data import flags, plan, weights, world
 from model import Config
 
@@ -43,15 +44,16 @@ def config_of(name, ranks=(32,)):
 
 def main(argv):
     a = flags.parse(argv, __doc__, FLAGS, "plan.py")
-    rows = {}
+    command = "python bench/plan.py" + " --base=out" * bool(a.base)
+    file = {**stats.provenance(command), "rows": {}}
     for name in KNOWN:
         for card in ("24", "80"):
-            rows[f"{name}, {card} GB"] = planned(name, card)
+            file["rows"][f"{name}, {card} GB"] = planned(name, card)
     if a.base:
-        rows["a night, measured"] = measured(a.base)
+        file["a night, measured"] = measured(a.base)
+        print(json.dumps(file["a night, measured"]))
     with open(a.result, "w") as f:
-        json.dump(rows, f, indent=1)
-    print(json.dumps(rows.get("a night, measured", {})))
+        json.dump(file, f, indent=1)
 
 
 def planned(name, card):

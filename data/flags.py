@@ -34,7 +34,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "out_dir": ("out", TEXT, "where checkpoints, log.jsonl and summary.json go"),
         "resume": (False, SWITCH, "go on with the life in --out_dir, where it was interrupted"),
         "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
-        "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
+        "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast, and foreign weights are held in it"),
         "deterministic": (False, SWITCH, "on a GPU: the same bits every time (slower)"),
         "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
         "plan": ("", TEXT, "only say what the life would take on a card: h100, or its gigabytes"),

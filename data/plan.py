@@ -218,9 +218,10 @@ def show(a, data, c):
     numbers = {}
     for name, (time, held) in took.items():
         total = sum(held.values()) / GB
-        fits = "fits" if total < ROOMY * card.gigabytes else "DOES NOT FIT"
+        fits = total < ROOMY * card.gigabytes
         parts = {what: round(b / GB, 2) for what, b in held.items()}
-        print(f"{name:16} {time:9.2f} minutes {total:8.2f} GB, {fits}: "
+        print(f"{name:16} {time:9.2f} minutes {total:8.2f} GB, "
+              f"{'fits' if fits else 'DOES NOT FIT'}: "
               + ", ".join(f"{what} {b}" for what, b in parts.items()))
-        numbers[name] = {"minutes": round(time, 2), "GB": round(total, 2), fits: True, **parts}
+        numbers[name] = {"minutes": round(time, 2), "GB": round(total, 2), "fits": fits, **parts}
     return numbers

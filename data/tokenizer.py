@@ -105,8 +105,9 @@ def pattern_of(fields):
                 return GPT2_SPLIT
             if len(splits) == 1 and not last.get("use_regex", True):
                 split = splits[0]
-                if split["behavior"] == "Isolated" and not split.get("invert"):
-                    return split["pattern"]["Regex"] + ""
+                pattern, as_it_is = split["pattern"]["Regex"], not split.get("invert")
+                if split["behavior"] == "Isolated" and as_it_is and isinstance(pattern, str):
+                    return pattern
     except (TypeError, KeyError, ValueError, AttributeError):
         pass
     raise ValueError("its pre_tokenizer is not supported: one pattern, then bytes")

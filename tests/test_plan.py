@@ -1,4 +1,5 @@
 """--plan: what it predicts from shapes is what small runs do, and what models are published as."""
+import json
 import re
 
 import pytest
@@ -7,11 +8,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import seed
-from bench.plan import KNOWN, config_of
+from bench.plan import KNOWN, RESULT, config_of, main
 from data import flags, plan, world
 from data.engine import generate, new_cache
 from data.quizzes import Quizzes
 from data.text import pad_documents
+from data.weights import config_in
 from model import ARCHITECTURES, FAST, GPT, Config
 from sleep import document_loss
 from tests.small import MARKS, STYLES
@@ -139,6 +141,36 @@ def test_a_plan_is_printed_for_any_card(capsys):
         with pytest.raises(SystemExit):
             shown(capsys, qwen, f"--plan={wrong}")
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_needs_only_its_config(tmp_path, capsys):
+    gpt2 = dict(model_type="gpt2", vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12,
+                n_head=12)
+    for fields, weights in ((KNOWN["Llama-3.2-1B"], 1_235_814_400), (gpt2, 124_439_808)):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        c = config_in(tmp_path)
+        assert plan.parameters(c) == weights                # as published
+        said, _ = shown(capsys, Config(), "--plan=h200", f"--init_from={tmp_path}")
+        more = c.n_embd * (4 + 2 * c.n_layer * (2 if c.bias else 1))    # marks, two more levels
+        assert f"{weights + more:,} weights of 4 bytes" in said
+    for fields in ({"model_type": "gpt2"}, gpt2 | {"n_head": 0}, gpt2 | {"n_embd": "x"}, {}, [1],
+                   {"model_type": "qwen3"}, KNOWN["Qwen3-1.7B"] | {"hidden_size": None}):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="config.json"):
+            config_in(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no .*config.json"):
+        config_in(tmp_path / "none")
+
+
+def test_the_bench_writes_its_table(tmp_path, capsys):
+    main([f"--result={tmp_path / 'plan.json'}"])
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert len(rows) == 4 and all(row["a night"]["GB"] > 1 for row in rows.values())
+    kept = json.loads(open(RESULT, encoding="utf-8").read())
+    assert kept["rows"] == rows      # what is quoted is what is printed
+    night = kept["a night, measured"]
+    assert 0.67 < night["planned"] / night["TFLOP"] < 1.5
+    assert 0.67 < night["quizzes planned"] / night["quizzes"] < 1.5
 
 
 def test_every_architecture_can_be_planned(capsys):

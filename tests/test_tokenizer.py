@@ -181,6 +181,30 @@ def test_merges_in_another_order_than_ids_are_refused(pairs, tmp_path):
             tokenizer_beside(tmp_path)
 
 
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(-5, 900), st.text(max_size=4),
+                 st.lists(st.text(max_size=3), max_size=3),
+                 st.dictionaries(st.sampled_from(["type", "id", "content", "a"]),
+                                 st.text(max_size=3) | st.integers(), max_size=2))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from([where for where, _ in WRONG]), JUNK)
+def test_any_tokenizer_is_used_or_refused_in_one_line(pairs, tmp_path_factory, where, value):
+    folder = tmp_path_factory.getbasetemp() / "any-tokenizer"
+    folder.mkdir(exist_ok=True)
+    fields = json.loads((pairs["qwen"][2] / "tokenizer.json").read_text())
+    place = fields
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    try:
+        enc = tokenizer_beside(folder)
+        assert enc.decode(enc.encode_ordinary("Ada, 1815")) == "Ada, 1815"
+    except ValueError as e:
+        assert "no tokenizer that can be used" in str(e) and "\n" not in str(e)
+
+
 def test_every_byte_has_its_character():
     assert sorted(tokenizer.alphabet().values()) == list(range(256))
     assert {*tokenizer.alphabet()} == {*tokenizers.pre_tokenizers.ByteLevel.alphabet()}
