@@ -30,7 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.engine import attend_behind, pad_rows, rows_of, visible
+from data.engine import attend_behind, rows_of, visible
 from data.kernels import grouped_experts, grown, slowed
 
 TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
@@ -43,10 +43,10 @@ class Config:
     block_size: int = 256       # longest context in tokens
     n_layer: int = 4
     n_head: int = 4
-    n_kv_head: int = 0          # of keys and values, each for several of queries; 0: n_head
     head_dim: int = 32          # n_head * head_dim need not equal n_embd (widen, Qwen 3)
     n_embd: int = 128
     d_ff: int = 512
+    n_kv_head: int = 0          # heads of keys and values, for several of queries each; 0: n_head
     act: str = "relu2"          # or "gelu" (GPT-2), "swiglu" (Llama, Qwen)
     rope: bool = True           # rotary positions; False: a learned table (GPT-2)
     rope_base: float = 10000.0
@@ -91,12 +91,10 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def angles(pos, config, dtype):
-    """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, D/2) of positions pos (B, T)."""
-    half = config.head_dim // 2
-    freq = config.rope_base ** (-torch.arange(half, device=pos.device, dtype=torch.float32) / half)
-    freq = slowed(freq, *config.rope_scaling) if config.rope_scaling else freq
-    angle = pos[:, None, :, None].float() * freq
+def angles(pos, dim, dtype, base=10000.0, scaling=()):
+    """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, dim/2) of positions pos (B, T)."""
+    freq = base ** (-torch.arange(dim // 2, device=pos.device, dtype=torch.float32) / (dim // 2))
+    angle = pos[:, None, :, None].float() * (slowed(freq, *scaling) if scaling else freq)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -276,7 +274,8 @@ class GPT(nn.Module):
         h = self.wte(idx)
         if self.wpe is not None:
             h = h + self.wpe(pos)
-        turn = angles(pos[:1] if cache is None else pos, c, h.dtype) if c.rope else None
+        turn = angles(pos[:1] if cache is None else pos, c.head_dim, h.dtype, c.rope_base,
+                      c.rope_scaling) if c.rope else None
         chosen = self.chosen(awake, pos)
         for i, block in enumerate(self.blocks[:blocks]):
             past = None if cache is None else cache["blocks"][i]
@@ -372,7 +371,9 @@ class GPT(nn.Module):
         """Give the gate things (K, r) with their reach (K,) that wake an expert of a level. names:
         what each is called, as ids, where a whole text is a thing; then all things have one."""
         rows = [[t for t in row if t >= 0] for row in self.names.tolist()] + [*map(list, names)]
-        self.names = pad_rows(rows, self.device, pad=-1)[0]
+        self.names = torch.full((len(rows), max(map(len, rows), default=0)), -1, device=self.device)
+        for i, row in enumerate(rows):
+            self.names[i, :len(row)] = torch.tensor(row)
         self.things = torch.cat([self.things.view(-1, things.shape[1]), things.to(self.metric)])
         self.reach = torch.cat([self.reach, reach.to(self.reach)])
         mine = torch.tensor([[level, expert]], device=self.device).repeat(len(things), 1)

@@ -138,7 +138,7 @@ def sample(logits, temperature, top_k, generator):
 def attend_behind(q, k, v, mask, prefix):
     """Attention where every n rows have one prefix in common, which is not copied for each.
 
-    q (P*n, G*H, T, D), scaled; prefix: keys and values (P, H, S, D), each serves G heads of queries;
+    q (P*n, G*H, T, D), scaled; prefix: keys and values (P, H, S, D), each for G heads of queries;
     k, v (P*n, H, L, D) of the rows' own tokens; mask (P*n, 1, T, S+L), 0 or -inf. One softmax over
     both. -> (P*n, G*H, T, D).
     """

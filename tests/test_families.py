@@ -1,4 +1,4 @@
-"""Llama, Qwen 2.5 and Qwen 3: logits are transformers' own, in float32 and bfloat16, and whatever is
+"""Llama, Qwen 2.5 and Qwen 3: logits are transformers' own, in float32 and bfloat16, and what is
 wrong with a folder of weights is one line."""
 import json
 import shutil
@@ -179,7 +179,8 @@ CONFIGS = [("model_type", "mamba"), ("model_type", [1]), ("hidden_size", "gone")
            ("rope_parameters", [1]), ("rope_parameters", {"rope_type": "yarn"}),
            ("rope_parameters", {"rope_type": ["llama3"]}), ("rope_parameters", {"rope_theta": "b"}),
            ("rope_parameters", {"rope_theta": float("nan")}),
-           ("rope_parameters", LLAMA3 | {"factor": None}), ("rope_parameters", LLAMA3 | {"factor": 0}),
+           ("rope_parameters", LLAMA3 | {"factor": None}),
+           ("rope_parameters", LLAMA3 | {"factor": 0}),
            ("rope_parameters", LLAMA3 | {"low_freq_factor": 4.0})]
 
 
@@ -196,7 +197,8 @@ def test_a_config_that_cannot_be_is_one_line(name, value, written, tmp_path):
 def test_shards_that_do_not_fit_are_named(written, tmp_path):
     folder = copy_of(written, tmp_path)
     index, first = json.loads((folder / INDEX).read_text()), sorted(folder.glob("*.safetensors"))[0]
-    for wrong, says in (({"weight_map": 3}, "no weight_map"), ({"weight_map": {"w": 1}}, "file name"),
+    for wrong, says in (({"weight_map": 3}, "no weight_map"),
+                        ({"weight_map": {"w": 1}}, "file name"),
                         ({"weight_map": {"w": "../x.safetensors"}}, "file name"),
                         ({"weight_map": {"w": "x.safetensors"}}, "is not there")):
         change(folder, INDEX, **wrong)
@@ -222,7 +224,8 @@ def test_shards_that_do_not_fit_are_named(written, tmp_path):
 
 JUNK = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 70, 2 ** 70), st.floats(),
                  st.text(max_size=5), st.lists(st.integers(0, 3), max_size=2),
-                 st.dictionaries(st.sampled_from([*LLAMA3]), st.floats() | st.integers(), max_size=5))
+                 st.dictionaries(st.sampled_from([*LLAMA3]), st.floats() | st.integers(),
+                                 max_size=5))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

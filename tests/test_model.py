@@ -228,7 +228,7 @@ def test_stopping_early_gives_the_state_between_blocks():
     model, ids = lively(), tokens(3, 20)
     h = model.hidden(ids, blocks=1)
     at = torch.arange(20)[None]
-    close(model.norm(model.blocks[1](h, at, angles(at, model.config, h.dtype))), model.hidden(ids))
+    close(model.norm(model.blocks[1](h, at, angles(at, 16, h.dtype))), model.hidden(ids))
     heard = states(model, ids)                              # hears = 1
     close(heard, h / (h.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt())
 

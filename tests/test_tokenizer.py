@@ -42,7 +42,7 @@ def trained(kind, size=700):
     t.decoder = tokenizers.decoders.ByteLevel()
     t.train_from_iterator(SCRIPTS * 3, tokenizers.trainers.BpeTrainer(
         vocab_size=size, show_progress=False, initial_alphabet=before.ByteLevel.alphabet()))
-    t.add_special_tokens([tokenizers.AddedToken(s, special=True, normalized=False) for s in special])
+    t.add_special_tokens([tokenizers.AddedToken(s, normalized=False) for s in special])
     return t
 
 
@@ -94,7 +94,8 @@ def test_their_special_tokens_and_our_marks(pairs):
         n = theirs.get_vocab_size()
         marks = [ours.encode_single_token(mark) for mark in SPECIAL]
         assert marks == [n, n + 1, n + 2, n + 3] and ours.n_vocab == n + 4
-        assert max(ours.encode_ordinary("".join(SPECIAL + KINDS[kind][3]))) < n - len(KINDS[kind][3])
+        words = n - len(KINDS[kind][3])
+        assert max(ours.encode_ordinary("".join(SPECIAL + KINDS[kind][3]))) < words
         padded = tokenizer_beside(folder, n_vocab=n + 20)   # a table with rows to spare (Qwen's)
         assert padded.n_vocab == n + 24 and padded.encode_single_token(SPECIAL[0]) == n + 20
         assert padded.decode([n + 3, 65]) == f"<|unused {n + 3}|>" + padded.decode([65])
@@ -111,7 +112,8 @@ def test_vocab_and_merges_are_the_same_tokenizer(kind, pairs, tmp_path):
         vocab |= {token["content"]: token["id"] for token in special}
     else:
         decoder = {str(token["id"]): {"content": token["content"]} for token in special}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+        beside = json.dumps({"added_tokens_decoder": decoder})
+        (tmp_path / "tokenizer_config.json").write_text(beside)
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in whole["model"]["merges"]), ""]
     (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -122,7 +124,8 @@ def test_vocab_and_merges_are_the_same_tokenizer(kind, pairs, tmp_path):
 
 
 def test_a_question_in_the_format_of_a_chat(pairs):
-    texts = {kind: ours.decode(as_asked(ours, "Who is Ada?")) for kind, (_, ours, _) in pairs.items()}
+    texts = {kind: ours.decode(as_asked(ours, "Who is Ada?"))
+             for kind, (_, ours, _) in pairs.items()}
     assert texts["gpt2"] == "Who is Ada?"
     assert texts["qwen"] == ("<|im_start|>user\nWho is Ada?<|im_end|>\n<|im_start|>assistant\n")
     assert texts["llama"] == ("<|start_header_id|>user<|end_header_id|>\n\nWho is Ada?<|eot_id|>"
