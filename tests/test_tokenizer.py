@@ -14,13 +14,30 @@ from data.tokenizer import GPT2_SPLIT, QWEN_SPLIT, as_asked, tokenizer_beside
 tokenizers = pytest.importorskip("tokenizers")
 
 LLAMA_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-SCRIPTS = ["It's she'll WE'RE I'd a day in 1815, 3.14159 or 12345678!", "déjà vu — naïve café, Ünïcödé",
-           "Съешь же ещё этих мягких французских булок", "Η γρήγορη αλεπού 12 ήταν εδώ",
-           "نص عربي بسيط مع أرقام ١٢٣٤", "טקסט בעברית עם ניקוד שָׁלוֹם", "日本語のテキストと漢字、カタカナ。",
-           "中文文本没有空格，1234年。", "한국어 문장 그리고 한글", "ไทยไม่มีเว้นวรรค ๑๒๓", "हिन्दी में लिखा हुआ पाठ १२३",
-           "தமிழ் உரை", "🎉👩‍👩‍👧‍👦🇪🇺 emoji 🏳️‍🌈", "def f(x):\n\treturn x**2  # code\r\n\r\n", "a\u00a0b\u2003c\u200bd\ufeff",
-           "   leading and trailing   \n\n\n", "ſ'ſ K's İstanbul ǅ ﬁ Ⅻ ½ ²", "e\u0301 o\u0308 가 Å",
-           "x" * 70, "ab" * 40, "\x00\x01\x7f\x80", "₹€$ ∑∫√ ≠ → ⇒ ░▒▓", "ᏣᎳᎩ ქართული Հայերեն ⴰⵎⴰⵣⵉⵖ"]
+SCRIPTS = [
+    "It's she'll WE'RE I'd a day in 1815, 3.14159 or 12345678!",
+    "déjà vu — naïve café, Ünïcödé",
+    "Съешь же ещё этих мягких французских булок",
+    "Η γρήγορη αλεπού 12 ήταν εδώ",
+    "نص عربي بسيط مع أرقام ١٢٣٤",
+    "טקסט בעברית עם ניקוד שָׁלוֹם",
+    "日本語のテキストと漢字、カタカナ。",
+    "中文文本没有空格，1234年。",
+    "한국어 문장 그리고 한글",
+    "ไทยไม่มีเว้นวรรค ๑๒๓",
+    "हिन्दी में लिखा हुआ पाठ १२३",
+    "தமிழ் உரை",
+    "🎉👩‍👩‍👧‍👦🇪🇺 emoji 🏳️‍🌈",
+    "def f(x):\n\treturn x**2  # code\r\n\r\n",
+    "a\u00a0b\u2003c\u200bd\ufeff",
+    "   leading and trailing   \n\n\n",
+    "ſ'ſ K's İstanbul ǅ ﬁ Ⅻ ½ ²",
+    "e\u0301 o\u0308 가 Å",
+    "x" * 70,
+    "ab" * 40,
+    "\x00\x01\x7f\x80",
+    "₹€$ ∑∫√ ≠ → ⇒ ░▒▓",
+    "ᏣᎳᎩ ქართული Հայերեն ⴰⵎⴰⵣⵉⵖ"]
 KINDS = {"gpt2": (None, False, False, ["<|endoftext|>"]),
          "llama": (LLAMA_SPLIT, False, True, ["<|begin_of_text|>", "<|end_of_text|>",
                                               "<|start_header_id|>", "<|end_header_id|>",
