@@ -17,7 +17,7 @@ Models Need Sleep, arXiv 2606.03979, [S] from here on, Eq. 1-2):
 makes every matrix wider without changing the function. Which memory a question wakes, and when,
 is told from outside (data/gate.py), by the state after the lower blocks: they hold no experts, so
 nothing a night learns can move what is heard. A plain transformer is the case of one level without
-experts; GPT-2 is that case.
+experts; GPT-2, Llama 3, Qwen 2.5 and Qwen 3 are that case, with their own parts (Config).
 
 Simplifications: [S] allocates slots of experts at the start and masks them, here a slot is made
 when it is needed (the same function, less memory). [S] expands every block, here the upper half.
@@ -31,7 +31,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data.engine import attend_behind, rows_of, visible
-from data.kernels import grouped_experts
+from data.kernels import grouped_experts, grown, slowed
 
 TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
 GATE = ("things", "reach", "owner", "names", "unknown", "imagined", "quotes")   # not its metric
@@ -43,23 +43,36 @@ class Config:
     block_size: int = 256       # longest context in tokens
     n_layer: int = 4
     n_head: int = 4
-    head_dim: int = 32          # n_head * head_dim need not equal n_embd: widen moves them apart
+    head_dim: int = 32          # n_head * head_dim need not equal n_embd (widen, Qwen 3)
     n_embd: int = 128
     d_ff: int = 512
-    act: str = "relu2"          # or "gelu" (GPT-2)
+    n_kv_head: int = 0          # heads of keys and values, for several of queries each; 0: n_head
+    act: str = "relu2"          # or "gelu" (GPT-2), "swiglu" (Llama, Qwen)
     rope: bool = True           # rotary positions; False: a learned table (GPT-2)
+    rope_base: float = 10000.0
+    rope_scaling: tuple = ()    # Llama 3: (factor, low, high, context), see kernels.slowed
     rms: bool = True            # RMSNorm; False: LayerNorm (GPT-2)
     bias: bool = False          # biases in linear layers (GPT-2)
-    qk_norm: bool = True
-    conv: int = 3               # taps of the causal convolution; 0: none (GPT-2)
+    qkv_bias: bool = False      # ... for queries, keys and values alone (Qwen 2.5)
+    qk_norm: bool = True        # ours: queries and keys normed, and a sharper scale
+    qk_gain: bool = False       # Qwen 3's: normed, with a gain for each dimension
+    conv: int = 3               # taps of the causal convolution; 0: none (all but ours)
     norm_eps: float = 1e-5
+    tied: bool = True           # words are written with the table they are read with
     ranks: tuple = (32, 32, 96) # rank of an expert of each level; the last level holds the MLP
     hears: int = 2              # the gate hears the state after so many blocks ...
     listens: str = "name"       # ... at each token; or "text": of a whole text, its words alone
 
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
 
-ARCHITECTURES = {"ours": {},
-                 "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0)}
+
+ARCHITECTURES = {
+    "ours": {},
+    "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),
+    "llama": dict(act="swiglu", n_kv_head=1, qk_norm=False, conv=0),
+    "qwen3": dict(act="swiglu", n_kv_head=1, qk_norm=False, qk_gain=True, conv=0)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -78,10 +91,10 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def angles(pos, dim, dtype, base=10000.0):
+def angles(pos, dim, dtype, base=10000.0, scaling=()):
     """Rotary positions (Su et al. 2021): cos and sin (B, 1, T, dim/2) of positions pos (B, T)."""
     freq = base ** (-torch.arange(dim // 2, device=pos.device, dtype=torch.float32) / (dim // 2))
-    angle = pos[:, None, :, None].float() * freq
+    angle = pos[:, None, :, None].float() * (slowed(freq, *scaling) if scaling else freq)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
@@ -89,6 +102,14 @@ def rotate(x, cos, sin):
     """x (B, H, T, D) turned by its positions' angles."""
     left, right = x.chunk(2, -1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+def activated(x, act):
+    """An MLP's hidden units; of SwiGLU's two halves one opens or shuts the other (Shazeer 2020)."""
+    if act == "swiglu":
+        door, x = x.chunk(2, -1)
+        return F.silu(door) * x
+    return F.relu(x) * x if act == "relu2" else F.gelu(x, approximate="tanh")
 
 
 class Level(nn.Module):
@@ -102,7 +123,8 @@ class Level(nn.Module):
         d = config.n_embd
         self.act, self.rank = config.act, rank
         self.norm = Norm(d, config)
-        self.up = nn.Linear(d, config.d_ff, bias=config.bias) if mlp else None
+        halves = 2 if config.act == "swiglu" else 1
+        self.up = nn.Linear(d, halves * config.d_ff, bias=config.bias) if mlp else None
         self.down = nn.Linear(config.d_ff, d, bias=config.bias) if mlp else None
         self.register_buffer("A", torch.zeros(0, d, rank))
         self.register_buffer("B", torch.zeros(0, rank, d))
@@ -125,9 +147,7 @@ class Level(nn.Module):
             return h
         x, y = self.norm(h), 0
         if self.up is not None:
-            y = self.up(x)
-            y = F.relu(y) * y if self.act == "relu2" else F.gelu(y, approximate="tanh")
-            y = self.down(y)
+            y = self.down(activated(self.up(x), self.act))
         if expert is not None:
             y = y + grouped_experts(x.flatten(0, 1), expert, *self.experts()).view_as(h)
         return h + y
@@ -137,11 +157,14 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, inner = config, config.n_head * config.head_dim
+        read = (config.n_head + 2 * config.kv_heads) * config.head_dim
         if config.conv:
             self.norm_conv = Norm(config.n_embd, config)
             self.conv = nn.Parameter(torch.randn(config.n_embd, config.conv) / 2)   # not zeros:
         self.norm = Norm(config.n_embd, config)                     # they learn to read much later
-        self.qkv = nn.Linear(config.n_embd, 3 * inner, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, read, bias=config.bias or config.qkv_bias)
+        if config.qk_gain:
+            self.norm_q, self.norm_k = (Norm(config.head_dim, config) for _ in "qk")
         self.proj = nn.Linear(inner, config.n_embd, bias=config.bias)
         last = len(config.ranks) - 1
         self.levels = nn.ModuleList(Level(config, rank, mlp=(i == last))
@@ -167,14 +190,16 @@ class Block(nn.Module):
         return h + sum(x[:, i:i + T] * self.conv[:, i] for i in range(taps + 1))
 
     def attend(self, h, at, turn, past, mask):
-        c, (B, T, _) = self.config, h.shape
-        qkv = self.qkv(self.norm(h)).view(B, T, 3 * c.n_head, c.head_dim).transpose(1, 2)
-        qk, v = qkv.split([2 * c.n_head, c.n_head], 1)              # (B, 2H, T, D) and (B, H, T, D)
+        c = self.config
+        qkv = self.qkv(self.norm(h)).unflatten(-1, (c.n_head + 2 * c.kv_heads, c.head_dim))
+        qk, v = qkv.transpose(1, 2).split([c.n_head + c.kv_heads, c.kv_heads], 1)    # (B, H, T, D)
         if c.qk_norm:
             qk = F.rms_norm(qk, (c.head_dim,))
+        if c.qk_gain:
+            qk = torch.cat([self.norm_q(qk[:, :c.n_head]), self.norm_k(qk[:, c.n_head:])], 1)
         if c.rope:
             qk = rotate(qk, *turn)
-        q, k = qk.chunk(2, 1)
+        q, k = qk.split([c.n_head, c.kv_heads], 1)
         if past is not None:
             past["k"][rows_of(at), :, at] = k.transpose(1, 2).to(past["k"].dtype)
             past["v"][rows_of(at), :, at] = v.transpose(1, 2).to(past["v"].dtype)
@@ -185,7 +210,7 @@ class Block(nn.Module):
             y = attend_behind(q * scale, k, v, mask, past["prefix"])
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                               scale=scale)
+                                               scale=scale, enable_gqa=c.kv_heads != c.n_head)
         return h + self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -200,6 +225,7 @@ class GPT(nn.Module):
         self.wpe = None if config.rope else nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = Norm(config.n_embd, config)
+        self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # the gate: the things it knows, in the coordinates of its metric, and whose they are
         self.register_buffer("metric", torch.zeros(0, config.n_embd))               # (r, n_embd)
         self.register_buffer("things", torch.zeros(0, 0))                           # (K, r)
@@ -248,7 +274,8 @@ class GPT(nn.Module):
         h = self.wte(idx)
         if self.wpe is not None:
             h = h + self.wpe(pos)
-        turn = angles(pos[:1] if cache is None else pos, c.head_dim, h.dtype) if c.rope else None
+        turn = angles(pos[:1] if cache is None else pos, c.head_dim, h.dtype, c.rope_base,
+                      c.rope_scaling) if c.rope else None
         chosen = self.chosen(awake, pos)
         for i, block in enumerate(self.blocks[:blocks]):
             past = None if cache is None else cache["blocks"][i]
@@ -267,7 +294,7 @@ class GPT(nn.Module):
         return choice
 
     def logits(self, h):
-        return h @ self.wte.weight.T
+        return h @ (self.wte if self.head is None else self.head).weight.T
 
     def forward(self, idx, **kw):
         return self.logits(self.hidden(idx, **kw))
@@ -377,18 +404,21 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     divides by a mean over more dimensions, so its gain grows by sqrt(d/D) and its eps by d/D. New
     heads and hidden units are written by zero rows. All that *reads* what is new is random, and
     the gains are not zero: zero both and no gradient would ever reach them. Raises ValueError for
-    LayerNorm, for live experts, or for shrinking.
+    LayerNorm, for live experts, for shrinking, and for what it does not know.
     """
     old = model.config
-    if any(model.live(level) for level in range(len(old.ranks))):
-        raise ValueError("widen found live experts: settle or discard them first")
     new = replace(old, n_embd=n_embd or old.n_embd, n_head=n_head or old.n_head,
                   d_ff=d_ff or old.d_ff)
+    if any(model.live(level) for level in range(len(old.ranks))):
+        raise ValueError("widen found live experts: settle or discard them first")
     if not old.rms:
         raise ValueError("widen needs RMSNorm: LayerNorm subtracts a mean that would change")
     if new.n_embd < old.n_embd or new.n_head < old.n_head or new.d_ff < old.d_ff:
         raise ValueError(f"widen cannot shrink: n_embd {old.n_embd}, n_head {old.n_head}, "
                          f"d_ff {old.d_ff} are the least")
+    if old.qk_gain or (old.kv_heads != old.n_head and new.n_head != old.n_head):
+        raise ValueError("widen knows neither gains of queries and keys (Qwen 3) nor more heads "
+                         "where several of queries share one of keys")
     ratio = old.n_embd / new.n_embd
     new.norm_eps = old.norm_eps * ratio
     wide = GPT(new).to(device=model.device, dtype=model.wte.weight.dtype)
@@ -396,9 +426,11 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     D, shapes, state = new.n_embd, wide.state_dict(), {}
     for name, t in model.state_dict().items():
         leaf, shape = name.rpartition(".")[2], shapes[name].shape
-        if ".qkv." in name:                                 # q, k and v each grow by whole heads
-            three = [3, shape[0] // 3, *shape[1:]]
-            state[name] = grow(t.view(3, len(t) // 3, *t.shape[1:]), three, noise=1).flatten(0, 1)
+        if ".qkv." in name or ".up." in name:       # q, k and v, and SwiGLU's halves, grow apart
+            n = 3 if ".qkv." in name else 2 if old.act == "swiglu" else 1
+            n = 1 if len(t) == shape[0] else n
+            parts = t.view(n, len(t) // n, *t.shape[1:])
+            state[name] = grow(parts, [n, shape[0] // n, *shape[1:]], noise=1).flatten(0, 1)
         elif "norm" in name and leaf == "weight":
             state[name] = torch.cat([t, t.new_ones(D - old.n_embd)]) * ratio ** 0.5
         elif leaf == "A":                                   # readers, like up: random
@@ -411,13 +443,6 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
         elif name in GATE:
             state[name] = t
         else:
-            state[name] = grow(t, shape, noise=float(".up." in name))
+            state[name] = grow(t, shape)
     wide.load_state_dict(state)
     return wide
-
-
-def grown(t, shape, gen, std, noise=0.0):
-    """A tensor of a larger shape with t in its corner, zero elsewhere, or random (noise 1)."""
-    big = torch.randn(shape, generator=gen).to(t) * (noise * std)
-    big[tuple(slice(size) for size in t.shape)] = t
-    return big

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import chat, classes, diary, exam, flags, gate, notes, store, team, text, weights, world
+from data import (chat, classes, diary, exam, flags, gate, notes, plan, store, team, text,
+                  weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -44,6 +45,8 @@ PATIENCE = 3                        # nights that a passage is tried before it i
 def main(argv):
     a = run.begin(argv, __doc__)
     data = DATA[a.data](a)
+    if a.plan:
+        return plan.show(a, data, config_of(a, data))
     if a.ask:
         model, _ = load(os.path.join(a.out_dir, "checkpoint.pt"), a.torch_device)
         return exam.question(fits(model, data, a.out_dir), data, a)
@@ -69,21 +72,25 @@ DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
 # --------------------------------------------------------------------------------------------------
 # Birth: weights, and what is known before the first day
 
+def config_of(a, data):                                         # of a self from scratch
+    return Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
+                  n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
+                  ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
+
+
 def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
-    config = Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
-                    n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
-                    ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
+    config = config_of(a, data)
     run.stage(a, "weights")
+    whole = a.init_from.endswith(".pt")                     # else the format has to be learnt first
     if a.init_from == "scratch":
-        model, whole = GPT(config), False
-    elif a.init_from.endswith(".pt"):
+        model = GPT(config)
+    elif whole:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
-        whole = True
     else:
-        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks))
-        whole = False                                       # the format has to be learnt first
+        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks),
+                                        dtype=getattr(torch, a.dtype))
     model = fits(model, data, a.init_from).to(a.torch_device)
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
@@ -375,7 +382,7 @@ def load(path, device):
         if data["version"] != VERSION:
             flags.fail(f"{path} is of version {data['version']}, this is version {VERSION}: live "
                        "the life again")
-        model = GPT(Config(**data["config"])).to(device)
+        model = weights.held_in(GPT(Config(**data["config"])), data["model"]["wte.weight"].dtype)
         model.load_state_dict(data.pop("model"))
     except FileNotFoundError:
         flags.fail(f"no checkpoint at {path}: run a life first, or name its folder with --out_dir")
@@ -384,7 +391,7 @@ def load(path, device):
         flags.fail(f"{what}: restore it or live the life again")
     if warning:
         flags.say(warning)
-    model.requires_grad_(False).eval()
+    model.to(device).requires_grad_(False).eval()
     return model, {k: v for k, v in data.items() if k not in ("version", "config")}
 
 

@@ -24,7 +24,7 @@ from data.flags import SWITCH, TEXT                                  # noqa: E40
 PAGE = os.path.join(ROOT, "bench", "README.md")
 FILES = ("week.json", "crowd.json", "topics.json", "ablations.json", "knowledge.json",
          "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json", "absorber.json",
-         "speed.json", "faults.json", "labs.json")
+         "speed.json", "plan.json", "faults.json", "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "check": (False, SWITCH, "compare both pages with the result files, change nothing"),
     "pictures": (False, SWITCH, "make the figures"),
@@ -267,6 +267,23 @@ def on_a_gpu(file):
             "of such a card: their steps wait for the launch of kernels.")
 
 
+PLAN = """
+Not measured: predicted by `--plan` (data/plan.py) from the shapes of two models whose configuration
+is public, in bfloat16, at a third of the card's FLOPs. No released weights were at hand. What a step
+keeps, its FLOPs, caches and weights are held to small measured steps in tests/test_plan.py.
+"""
+
+
+def planned(files):
+    file = files["plan.json"]
+    night = file["a night, measured"]
+    return ["## What real weights would take", PLAN,
+            *headed("plan.json", file, tables.plan(file), [1]),
+            f"The one part that is no shape, how much a night asks itself: a night of our own base "
+            f"took {night['TFLOP']:.2f} TFLOP for {night['quizzes']} quizzes, the plan says "
+            f"{night['planned']:.2f} for {night['quizzes planned']}."]
+
+
 NIGHT = """
 Checkpoints hold a checksum, are written beside the old one, synced and renamed; the one before is
 kept. After a night the self compares itself with yesterday's on dreams that the night did not learn
@@ -301,7 +318,7 @@ def page(files):
     parts = [INTRO, *lives(files), *replicates(files), UNTESTED, *fight(files),
              *topics_now(files), *topics(files),
              *ingredients(files), *neighbours.recurrence(files), *neighbours.absorber(files),
-             *fast(files), *durable(files), *labs(files)]
+             *fast(files), *planned(files), *durable(files), *labs(files)]
     return "\n\n".join(map(as_text, parts)) + "\n"
 
 

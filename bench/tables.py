@@ -266,6 +266,18 @@ def goal(name, other, times):
     return f"≥ {least:.3g} " + ("met" if times >= least else "missed")
 
 
+def plan(file):
+    """plan.json: a row a model and card."""
+    rows = []
+    for name, row in file["rows"].items():
+        for what in ("learning to read", "a night"):
+            part = row[what]
+            largest = max((k for k in part if k not in ("minutes", "GB", "fits")), key=part.get)
+            rows.append([name, what, f"{part['minutes']:.1f}", f"{part['GB']:.1f}",
+                         "yes" if part["fits"] else "no", f"{largest}: {part[largest]:.1f}"])
+    return table(["model, card", "what", "minutes", "GB", "fits", "most of it, GB"], rows)
+
+
 def faults(file):
     kinds = {}
     for r in file["rows"]:                                           # all kills are one row

@@ -17,6 +17,7 @@ from functools import partial
 
 from data.bpe import SPECIAL, encoding, train_bpe
 from data.text import Data, Day, Item, document_ids, marks_of
+from data.tokenizer import of_weights
 
 VOCAB, BLOCK = 2048, 256
 LONGEST = 96                            # tokens kept of a text
@@ -207,7 +208,8 @@ def load(a):
     data, table = read(a.data, a.data_dir), TABLES[a.data]
     stages = stages_of(data["train"], table, a.world_seed, a.data_dir)[:a.days + 1]
     texts = [" " + t for label in stages[0] for t in data["train"][label]]
-    enc = encoding(train_bpe(texts + [" " + label for label in stages[0]], VOCAB), a.data)
+    texts += [" " + label for label in stages[0]]
+    enc = of_weights(a) or encoding(train_bpe(texts, VOCAB), a.data)
     speech = Speech(enc, marks_of(enc))
     rows = [{k: [short(speech, t) for t in data["train"][k]] for k in stage} for stage in stages]
     exams = [{k: [short(speech, t) for t in data[EXAM][k]] for k in stage} for stage in stages]

@@ -18,9 +18,10 @@ def new_cache(model, batch, length):
     in a prefix that is shared with other rows (see `behind`).
     """
     c, zeros = model.config, model.wte.weight.new_zeros
-    blocks = [{"k": zeros(batch, c.n_head, length, c.head_dim),
-               "v": zeros(batch, c.n_head, length, c.head_dim),
-               "x": zeros(batch, length + max(c.conv - 1, 0), c.n_embd)} for _ in model.blocks]
+    before = length + c.conv - 1 if c.conv else 0           # no convolution: nothing to keep for it
+    blocks = [{"k": zeros(batch, c.kv_heads, length, c.head_dim),
+               "v": zeros(batch, c.kv_heads, length, c.head_dim),
+               "x": zeros(batch, before, c.n_embd)} for _ in model.blocks]
     none = torch.zeros(batch, dtype=torch.long, device=model.device)
     return {"blocks": blocks, "len": none, "start": none, "max": 0}
 
@@ -39,9 +40,11 @@ def visible(cache, pos, end):
 def take_rows(cache, rows, room=0):
     """A new cache whose rows are cache[rows], with room for more tokens. Copies."""
     def more(t, dim):
+        if not room or not t.shape[dim]:
+            return t[rows]
         shape = list(t.shape)
         shape[dim] = room
-        return torch.cat([t[rows], t.new_zeros(shape)[rows]], dim) if room else t[rows]
+        return torch.cat([t[rows], t.new_zeros(shape)[rows]], dim)
     blocks = [{"k": more(b["k"], 2), "v": more(b["v"], 2), "x": more(b["x"], 1)}
               for b in cache["blocks"]]
     return {"blocks": blocks, "max": cache["max"], "len": cache["len"][rows],
@@ -135,10 +138,14 @@ def sample(logits, temperature, top_k, generator):
 def attend_behind(q, k, v, mask, prefix):
     """Attention where every n rows have one prefix in common, which is not copied for each.
 
-    q (P*n, H, T, D), scaled; prefix: keys and values (P, H, S, D); k, v (P*n, H, L, D) of the rows'
-    own tokens; mask (P*n, 1, T, S+L), 0 or -inf. One softmax over both. -> (P*n, H, T, D).
+    q (P*n, G*H, T, D), scaled; prefix: keys and values (P, H, S, D), each for G heads of queries;
+    k, v (P*n, H, L, D) of the rows' own tokens; mask (P*n, 1, T, S+L), 0 or -inf. One softmax over
+    both. -> (P*n, G*H, T, D).
     """
-    (P, H, S, _), (N, _, T, _) = prefix[0].shape, q.shape
+    (P, H, S, _), shape, G = prefix[0].shape, q.shape, q.shape[1] // k.shape[1]
+    q = q.reshape(shape[0], H, G * shape[2], -1)            # heads of one key: as further tokens
+    mask = mask[:, :, None].expand(-1, -1, G, -1, -1).flatten(2, 3)
+    N, _, T, _ = q.shape
 
     def together(t):                                        # the rows of a prefix side by side
         return t.view(P, N // P, H, T, -1).transpose(1, 2).reshape(P, H, N // P * T, -1)
@@ -147,4 +154,4 @@ def attend_behind(q, k, v, mask, prefix):
         return t.view(P, H, N // P, T, -1).transpose(1, 2).reshape(N, H, T, -1)
     scores = torch.cat([apart(together(q) @ prefix[0].mT), q @ k.mT], -1) + mask
     p = scores.softmax(-1).to(v.dtype)
-    return apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v
+    return (apart(together(p[..., :S]) @ prefix[1]) + p[..., S:] @ v).reshape(shape)

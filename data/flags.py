@@ -34,9 +34,11 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "out_dir": ("out", TEXT, "where checkpoints, log.jsonl, summary.json and life.html go"),
         "resume": (False, SWITCH, "go on with the life in --out_dir, where it was interrupted"),
         "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
-        "dtype": ("float32", ("float32", "bfloat16"), "bfloat16: autocast"),
+        "dtype": ("float32", ("float32", "bfloat16"),
+                  "bfloat16: autocast, and foreign weights are held in it"),
         "deterministic": (False, SWITCH, "on a GPU: the same bits every time (slower)"),
         "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
+        "plan": ("", TEXT, "only say what the life would take on a card: h100, or its gigabytes"),
     },
     "a question for the self saved in --out_dir": {
         "chat": (False, SWITCH, "talk to it: tell, ask, let it sleep, ask again"),
@@ -45,9 +47,10 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
     "the self": {
         "init_from": ("scratch", TEXT,
-                      "scratch, a checkpoint .pt of nanoSleep, GPT-2's .safetensors or its folder"),
-        "arch": ("ours", ("ours", "gpt2"),
-                 "of a self from scratch; gpt2: LayerNorm, learned positions, no convolution"),
+                      "scratch, a checkpoint .pt of nanoSleep, or a folder with the .safetensors, "
+                      "config.json and tokenizer of a GPT-2, Llama 3, Qwen 2.5 or 3"),
+        "arch": ("ours", ("ours", "gpt2", "llama", "qwen3"),
+                 "of a self from scratch: ours, or as others are built, without a convolution"),
         "pretrain_steps": (4200, SOME, "steps of 8 documents"),
         "n_layer": (4, (1, 256), "blocks"),
         "n_embd": (128, HEADS, "width; a head is 32 wide"),
@@ -246,7 +249,7 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    old = {"chat": False, **old}                            # of a life begun before there was one
+    old = {"chat": False, "plan": "", **old}                # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:
         what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"

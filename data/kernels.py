@@ -2,9 +2,13 @@
 Small kernels in plain torch, for any device, without a host sync. Each has a slow, obvious twin
 in tests/test_kernels.py.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+HOST = ("cpu",)                         # devices whose values the host has at hand
 
 
 def grouped_experts(x, expert, A, B, tile=16):
@@ -24,7 +28,7 @@ def grouped_experts(x, expert, A, B, tile=16):
     room = (count + tile - 1) // tile * tile                                # whole tiles
     first, begin = count.cumsum(0) - count, room.cumsum(0) - room
     tiles = N // tile + min(E, N) + 1
-    if x.device.type == "cpu":                              # nobody waits: as many as there are
+    if x.device.type in HOST:                               # nobody waits: as many as there are
         tiles = int(room.sum()) // tile + 1
     e = sorted_.clamp(max=E - 1)
     place = begin[e] + torch.arange(N, device=x.device) - first[e]
@@ -92,3 +96,17 @@ def muon(params, momenta, lr, beta=0.95):
             gram = g @ g.mT
             g = 3.4445 * g + (2.0315 * gram @ gram - 4.775 * gram) @ g
         p.sub_(lr * (g if flat else g.mT))
+
+
+def slowed(freq, factor, low, high, context):
+    """Llama 3 in a context `factor` times as long: frequencies that turn less than `low` times in
+    the old one are slowed by the factor, those of more than `high` turns stay, others between."""
+    stays = ((context * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    return freq * (stays + (1 - stays) / factor)
+
+
+def grown(t, shape, gen, std, noise=0.0):
+    """A tensor of a larger shape with t in its corner, zero elsewhere, or random (noise 1)."""
+    big = torch.randn(shape, generator=gen).to(t) * (noise * std)
+    big[tuple(slice(size) for size in t.shape)] = t
+    return big

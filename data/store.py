@@ -30,7 +30,8 @@ FILES = ("args.json", "base.pt", "pretraining.pt", "checkpoint.pt", "log.jsonl",
 LIMITS = {  # of a checkpoint's config: the least and the most; far more than this code can train
     "vocab_size": (1, 2 ** 20), "block_size": (1, 2 ** 20), "n_layer": (1, 1024),
     "n_head": (1, 1024), "head_dim": (1, 2 ** 14), "n_embd": (1, 2 ** 16), "d_ff": (1, 2 ** 18),
-    "conv": (0, 64), "hears": (0, 1024), "norm_eps": (0.0, 1.0)}
+    "n_kv_head": (0, 1024), "conv": (0, 64), "hears": (0, 1024), "norm_eps": (0.0, 1.0),
+    "rope_base": (1.0, 1e12)}
 RANKS = (1, 2 ** 14)                    # of each level's experts
 LEVELS = 16
 
@@ -149,19 +150,26 @@ def sane(config, state=None):
     if not isinstance(ranks, (tuple, list)) or len(ranks) > LEVELS or any(
             type(r) is not int or not RANKS[0] <= r <= RANKS[1] for r in ranks):
         raise ValueError("its config has ranks that cannot be")
-    for name in ("rope", "rms", "bias", "qk_norm"):
+    scaling = config.get("rope_scaling", ())
+    if not isinstance(scaling, (tuple, list)) or len(scaling) not in (0, 4) or any(
+            type(x) not in (int, float) or not 0 < x < 1e12 for x in scaling) or (
+            scaling and scaling[1] >= scaling[2]):
+        raise ValueError("its config has a rope_scaling that cannot be")
+    for name in ("rope", "rms", "bias", "qk_norm", "qkv_bias", "qk_gain", "tied"):
         if type(config.get(name, True)) is not bool:
             raise ValueError(f"its config has a {name} that is neither true nor false")
-    if config.get("act", "gelu") not in ("gelu", "relu2"):
+    if config.get("act", "gelu") not in ("gelu", "relu2", "swiglu"):
         raise ValueError("its config has an act that cannot be")
     if config.get("listens", "name") not in ("name", "text"):
         raise ValueError("its config listens in a way that cannot be")
+    if config.get("n_head", 1) % (config.get("n_kv_head", 0) or 1):
+        raise ValueError("its config has a n_kv_head that cannot share its heads")
     if state is None:
         return
-    d, layers = config.get("n_embd", 0), config.get("n_layer", 0)
-    inner = config.get("n_head", 0) * config.get("head_dim", 0)
+    d, layers, n_head = (config.get(k, 0) for k in ("n_embd", "n_layer", "n_head"))
+    both = n_head + (config.get("n_kv_head", 0) or n_head)           # heads of queries, of keys
     table = config.get("vocab_size", 0) + config.get("block_size", 0) * (not config.get("rope", 1))
-    least = d * (table + layers * (4 * inner + 2 * config.get("d_ff", 0)))
+    least = d * (table + layers * 2 * (both * config.get("head_dim", 0) + config.get("d_ff", 0)))
     if least > sum(math.prod(t.shape) for t in state.values()):
         raise ValueError("its config is that of a larger model than its weights")
 

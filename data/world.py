@@ -15,6 +15,7 @@ from itertools import cycle, islice, product
 
 from data.bpe import encoding, load_ranks, save_ranks, train_bpe
 from data.text import Data, Day, Item, document_ids, marks_of
+from data.tokenizer import of_weights
 
 RANKS = os.path.join(os.path.dirname(__file__), "world.tiktoken")
 VOCAB = 1200
@@ -545,7 +546,7 @@ def load_tokenizer(path=RANKS):
 
 def load(a):
     """The embedded world as a Data (data/text.py). a: seed, world_seed, days, people."""
-    enc = load_tokenizer()
+    enc = of_weights(a) or load_tokenizer()
     marks, world = marks_of(enc), make_world(a.world_seed, a.days, a.people)
     days = [Day([passage(told.facts, dice(a.seed, j, n)) for n, told in enumerate(day)], [])
             for j, day in enumerate(world["days"])]

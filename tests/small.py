@@ -20,7 +20,11 @@ MARKS = Marks(bos=0, ask=1, answer=2, end=3)
 V = 40
 STYLES = {"ours": {},
           "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),
-          "two taps": dict(conv=2, rope=False)}
+          "two taps": dict(conv=2, rope=False),
+          "llama": dict(act="swiglu", n_kv_head=1, qk_norm=False, conv=0, tied=False, rope_base=5e5,
+                        rope_scaling=(8.0, 1.0, 4.0, 16)),
+          "qwen": dict(act="swiglu", n_kv_head=2, n_head=4, qk_norm=False, conv=0, qkv_bias=True,
+                       qk_gain=True, head_dim=8)}
 
 
 def plain(dtype=torch.float64, **options):

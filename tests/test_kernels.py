@@ -1,4 +1,5 @@
 """The kernels, each held against a slow obvious twin."""
+import math
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from data.engine import attend_behind, pad_rows
-from data.kernels import grouped_experts, in_chunks, levenshtein
+from data.kernels import grouped_experts, grown, in_chunks, levenshtein, slowed
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -123,6 +124,41 @@ def test_attention_behind_a_prefix_is_attention_to_both(P, n, S, T, before, seed
     both = [torch.cat([p.repeat_interleave(n, 0), own], 2) for p, own in zip(prefix, (k, v))]
     want = F.scaled_dot_product_attention(q, *both, attn_mask=mask, scale=1.0)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_heads_that_share_keys_behind_a_prefix():
+    """Heads 0 to 2 read the first of keys, 3 to 5 the second, as if each had its own."""
+    P, n, H, G, S, L, T, D = 2, 3, 2, 3, 5, 4, 2, 8
+    q = torch.randn(P * n, G * H, T, D, dtype=torch.float64)
+    k, v = torch.randn(2, P * n, H, L, D, dtype=torch.float64)
+    prefix = torch.randn(2, P, H, S, D, dtype=torch.float64)
+    mask = torch.zeros(P * n, 1, T, S + L).masked_fill(torch.rand(P * n, 1, T, S + L) < 0.3,
+                                                       -torch.inf).double()
+    mask[..., -1] = 0
+    own = [t.repeat_interleave(G, -3) for t in (k, v, *prefix)]
+    got, want = attend_behind(q, k, v, mask, prefix), attend_behind(q, *own[:2], mask, own[2:])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------------
+# Rotary frequencies of a longer context
+
+def test_slowed_frequencies_by_the_words_of_their_definition():
+    factor, low, high, context = 8.0, 1.0, 4.0, 64
+    freq = torch.logspace(0, -4, 40, dtype=torch.float64)
+    for f, got in zip(freq.tolist(), slowed(freq, factor, low, high, context).tolist()):
+        turns = context * f / (2 * math.pi)                 # in the context it was trained in
+        share = (turns - low) / (high - low)
+        want = f if turns > high else f / factor if turns < low else (
+            share * f + (1 - share) * f / factor)
+        assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_a_grown_tensor_holds_the_old_one_in_its_corner():
+    gen, t = torch.Generator().manual_seed(0), torch.randn(2, 3)
+    for noise in (0.0, 1.0):
+        big = grown(t, (4, 5), gen, 0.5, noise)
+        assert torch.equal(big[:2, :3], t) and (big[2:].abs().max() > 0) == bool(noise)
 
 
 # --------------------------------------------------------------------------------------------------

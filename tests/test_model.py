@@ -238,10 +238,11 @@ def test_stopping_early_gives_the_state_between_blocks():
 
 SIZES = [dict(n_embd=83), dict(n_head=5), dict(d_ff=257), dict(n_embd=83, n_head=5, d_ff=257)]
 BIASED = dict(act="gelu", rope=False, bias=True, qk_norm=False, conv=0, norm_eps=1e-2)
+SWIGLU = dict(act="swiglu", qk_norm=False, conv=0, tied=False, qkv_bias=True)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("options", [{}, BIASED], ids=["ours", "biased"])
+@pytest.mark.parametrize("options", [{}, BIASED, SWIGLU], ids=["ours", "biased", "swiglu"])
 def test_widen_keeps_the_function_and_what_the_gate_hears(size, options):
     model, ids = gated(lively(**options)), tokens(3, 30)
     wide = widen(model, **size)
@@ -282,6 +283,12 @@ def test_widen_leaves_no_saddle():
 def test_widen_refuses_what_it_cannot():
     with pytest.raises(ValueError, match="RMSNorm"):
         widen(plain(**STYLES["gpt2"]), n_embd=64)
+    with pytest.raises(ValueError, match="Qwen 3"):
+        widen(plain(**STYLES["qwen"]), d_ff=128)
+    with pytest.raises(ValueError, match="share one of keys"):
+        widen(plain(**STYLES["llama"]), n_head=4)
+    grouped, ids = plain(**STYLES["llama"]), tokens(2, 20)
+    close(widen(grouped, n_embd=83, d_ff=257)(ids), grouped(ids), 1e-12)
     for size in (dict(n_embd=47), dict(n_head=2), dict(d_ff=99)):
         with pytest.raises(ValueError, match="shrink"):
             widen(plain(), **size)

@@ -113,7 +113,8 @@ def test_a_sound_model_is_sane_and_every_field_is_bounded(tmp_path):
     model = a_model()
     config, state = asdict(model.config), model.state_dict()
     store.sane(config, state)
-    bounded = {*store.LIMITS, "ranks", "rope", "rms", "bias", "qk_norm", "act", "listens"}
+    bounded = {*store.LIMITS, "ranks", "rope", "rms", "bias", "qk_norm", "act", "listens",
+               "qkv_bias", "qk_gain", "tied", "rope_scaling"}
     assert set(config) <= bounded                    # a new field of Config needs a limit here
     store.save(str(tmp_path / "c.pt"), {"config": config, "model": state})
     assert store.load(str(tmp_path / "c.pt"))[1] is None
@@ -124,7 +125,9 @@ WRONG = [("n_layer", 10 ** 9), ("n_layer", 600), ("n_layer", 0), ("n_layer", -1)
          ("vocab_size", 10 ** 6), ("n_embd", 60000), ("d_ff", 200000), ("n_head", 1000),
          ("head_dim", 0), ("block_size", 2 ** 40), ("conv", 10 ** 6), ("norm_eps", float("nan")),
          ("norm_eps", 7), ("ranks", 5), ("ranks", [2 ** 40]), ("ranks", [4] * 10 ** 4),
-         ("ranks", ["4"]), ("rope", 1), ("act", "tanh"), ("act", ["gelu"])]
+         ("ranks", ["4"]), ("n_kv_head", 7), ("rope_base", 0.0), ("rope_base", float("nan")),
+         ("rope_scaling", 5), ("rope_scaling", [8.0, 1.0]), ("rope_scaling", [8.0, 0.0, 4.0, 16]),
+         ("rope_scaling", ["8"] * 4), ("tied", 1), ("rope", 1), ("act", "tanh"), ("act", ["gelu"])]
 
 
 @pytest.mark.parametrize("name, value", WRONG)

@@ -212,9 +212,9 @@ def test_a_config_of_the_wrong_kind_is_refused(config, tmp_path):
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no GPT-2 weights at .*model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*model\.safetensors"):
         from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no GPT-2 weights at .*gpt2-xl"):
+    with pytest.raises(FileNotFoundError, match="no weights at .*gpt2-xl"):
         from_pretrained(tmp_path / "gpt2-xl")
 
 
