@@ -142,7 +142,8 @@ def seconds_a_step(model, data, loss_of, steps=2):
     """How long a step of pretraining takes here: a few are tried, nothing is learnt or drawn."""
     params = list(model.requires_grad_(True).parameters())
     for step in range(steps + 1):                                   # the first one warms up
-        began = time.time() if step < 2 else began
+        if step == 1:
+            began = time.time()
         docs = [data.document(random.Random(8 * step + i), 0.5) for i in range(8)]
         loss = loss_of(model, *text.pad_documents(docs))
         grads = torch.autograd.grad(loss, params, allow_unused=True)

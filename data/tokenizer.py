@@ -4,7 +4,6 @@ Tokenizers of others: GPT-2's, Llama 3's and Qwen's files as a tiktoken Encoding
 All three are byte-level BPEs, which tiktoken runs as it runs ours. What tiktoken cannot say in the
 same way is refused in one line. Behind their own special tokens come the four marks (data/bpe.py).
 """
-import json
 import os
 import unicodedata
 

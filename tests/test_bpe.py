@@ -35,7 +35,7 @@ def slow_bpe(texts, vocab_size):
         ranks[left + right] = len(ranks)
         merged = Counter()
         for word, n in words.items():
-            new = []
+            new, fresh = [], False
             for token in word:                               # left to right, no token is used twice
                 if new and (new[-1], token) == (left, right) and not fresh:
                     new[-1], fresh = left + right, True
