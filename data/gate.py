@@ -54,6 +54,12 @@ def states(model, ids):
     return F.rms_norm(h, h.shape[-1:], eps=model.config.norm_eps)
 
 
+def product(a, b):
+    """a @ b in float32, whatever the model computes in: distances want all their digits."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
 @torch.no_grad()
 def listen(model, ids, lengths, only=None):
     """Which memories does each row wake? ids (B, T) -> (since (B, U), owners (U, 2)).
@@ -74,11 +80,12 @@ def listen(model, ids, lengths, only=None):
     if len(owners) and model.config.listens == "text":
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
     elif len(owners):
-        z, of_row = states(model, ids) @ model.metric.T, of.expand(B, -1)    # (B, T, r), (B, K)
+        z = product(states(model, ids), model.metric.T)                      # (B, T, r)
+        of_row = of.expand(B, -1)                                            # (B, K)
         size = things.square().sum(1)
         since[:, of[reach_ >= EVERYWHERE]] = 0
         for t in range(T):                                                   # (B, K) at a time
-            gap = z[:, t].square().sum(1, keepdim=True) + size - 2 * z[:, t] @ things.T
+            gap = z[:, t].square().sum(1, keepdim=True) + size - product(2 * z[:, t], things.T)
             fires = (gap < reach_) & (reach_ < EVERYWHERE) & (t < lengths)[:, None]
             woken = torch.zeros_like(since).scatter_reduce(1, of_row, fires.long(), "amax")
             since = torch.where(woken > 0, t, since)
@@ -229,7 +236,7 @@ def topic(model, ids, lengths):
 
 def propose(model, ids, lengths):
     """log p(thing | text) of every thing the gate knows, (B, K): its Gaussian, up to a constant."""
-    far = torch.cdist(topic(model, ids, lengths) @ model.metric.T, model.things)
+    far = torch.cdist(product(topic(model, ids, lengths), model.metric.T), model.things)
     return (-0.5 * far.square()).log_softmax(1)
 
 
@@ -274,7 +281,7 @@ def hear_day(model, marks, heard_by_day, level, expert):
     """Teach the gate what the things of a day sound like, and whose they are."""
     x, thing, names = hear(model, marks, heard_by_day)
     hear_more(model, x, thing)
-    mean, _ = means(x @ model.metric.T, thing)
+    mean, _ = means(product(x, model.metric.T), thing)
     model.remember_things(mean, torch.zeros(len(mean)), level, expert, names)
 
 
@@ -287,10 +294,10 @@ def hear_more(model, x, thing):
     if not len(model.things):                                       # the base: as it was fitted
         return
     back, new = torch.linalg.inv(model.metric), int(thing.max()) + 1
-    known, today = back @ back.T, covariance(x, thing, SHRINK)
+    known, today = product(back, back.T), covariance(x, thing, SHRINK)
     share = new / (len(model.things) + new)
     model.metric = whitening((1 - share) * known + share * today)
-    model.things = model.things @ back.T @ model.metric.T
+    model.things = product(product(model.things, back.T), model.metric.T)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -373,7 +380,7 @@ def about(model, z, marks):
     spans = [name for _, name, _ in split(z)]
     number = {words: k for k, words in enumerate(dict.fromkeys(spans))}
     words = torch.tensor([number[span] for span in spans], device=z.ids.device)
-    place, _ = means(heard(model, z, marks) @ model.metric.T, words)
+    place, _ = means(product(heard(model, z, marks), model.metric.T), words)
     return things_of(place)[words]
 
 
@@ -410,7 +417,7 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
         hear_day(model, marks, heard_by_day or dreamt, FAST, new)
     else:
         z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
-        mean, count = means(heard(model, z, marks) @ model.metric.T, z.thing)
+        mean, count = means(product(heard(model, z, marks), model.metric.T), z.thing)
         model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
     model.unlock(FAST, seed=len(model.owner))
     since = wakes(model, z, FAST, new, marks)
@@ -465,7 +472,7 @@ def nearest(model, rows, mean):
     out = []
     for i in range(0, len(rows), 64):
         ids, length = pad_rows(rows[i:i + 64], model.device)
-        z = states(model, ids) @ model.metric.T
+        z = product(states(model, ids), model.metric.T)
         far = torch.cdist(z, mean).square()                                     # (n, T, K)
         beyond = torch.arange(ids.shape[1], device=ids.device) >= length[:, None]
         out.append(far.masked_fill(beyond[..., None], torch.inf).amin(1))
@@ -538,7 +545,7 @@ def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
     (inside None) with a covariance of 1."""
     apart = differences(x, thing)
     W = whitening(covariance(x, thing, shrink))
-    spread = (apart @ W.T).square().sum(1) if len(apart) > 1 else x.new_ones(1)
+    spread = product(apart, W.T).square().sum(1) if len(apart) > 1 else x.new_ones(1)
     model.metric = W if inside is None else W / spread.quantile(inside).clamp_min(1e-6).sqrt()
 
 
@@ -557,7 +564,7 @@ def covariance(x, thing, shrink):
     if len(apart) < 2:                                              # it cannot read at all
         return sphere
     spread = apart.square().mean().clamp_min(1e-6)
-    return (1 - shrink) * apart.T @ apart / len(apart) + shrink * spread * sphere
+    return product((1 - shrink) * apart.T, apart) / len(apart) + shrink * spread * sphere
 
 
 def whitening(S):

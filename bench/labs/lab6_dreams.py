@@ -86,8 +86,8 @@ def dreams_of(model, day, marks):
     """(what the self dreams of a day read sentence by sentence, a quiz of its own, teach)."""
     teacher = seed.hold(model, asking.one_by_one(day), marks)
     pool = asking.screen(teacher, dream.write(teacher, marks, 5), marks)
-    z, things, home, parts = asking.thing_by_thing(teacher, pool, day, marks)
-    whole = seed.hold(model, things, marks)._replace(home=home, parts=parts)
+    z, things, found = asking.thing_by_thing(teacher, pool, day, marks)
+    whole = seed.hold(model, things, marks)._replace(**found)
     quiz = asking.look_up(whole, asking.ask_everything(whole, z, marks), marks, seed.reader(whole))
     return pool, seed.some(quiz, QUIZ), seed.reader(teacher)
 
