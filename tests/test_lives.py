@@ -54,6 +54,9 @@ def test_a_tiny_life_of_foreign_weights_with_their_tokenizer(tmp_path):
     t.save(str(folder / "tokenizer.json"))
     config = lived(tmp_path / "out", f"--init_from={folder}")
     assert config.vocab_size == 1028 and config.qk_gain and not config.tied
+    lived(tmp_path / "low", f"--init_from={folder}", "--dtype=bfloat16")
+    kept = store.load(str(tmp_path / "low" / "checkpoint.pt"))[0]["model"]
+    assert kept["wte.weight"].dtype is torch.bfloat16 and kept["metric"].dtype is torch.float32
     code, said = forked(f"--out_dir={tmp_path / 'out'}", "--ask=Where does Ada Bram live?")
     assert code == 0 and "(from" in said, said
     (folder / "tokenizer.json").unlink()                    # the world's own does not fit
