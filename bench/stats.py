@@ -143,6 +143,22 @@ def detectable(differences):
     return (quantile(0.95, n - 1) + quantile(0.60, n - 1)) * stdev(differences) / n ** 0.5
 
 
+def equivalent(differences, margin):
+    """p of two one-sided tests (TOST): "the true mean lies outside +-margin" is refused below .05.
+
+    Each side is Student's t of the mean against its bound; the larger p counts. 1 for one value.
+    """
+    n = len(differences)
+    if n < 2:
+        return 1.0
+    spread, found = stdev(differences), mean(differences)
+    if spread == 0:
+        return 0.0 if abs(found) < margin else 1.0
+    t = (margin - abs(found)) * n ** 0.5 / spread
+    outside = (1 - within(abs(t), n - 1)) / 2
+    return outside if t > 0 else 1 - outside
+
+
 def corrected(differences):
     """[differences of one table] -> [(differences, its p-value after Holm)]."""
     return list(zip(differences, holm([p_value(d) for d in differences])))

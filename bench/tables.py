@@ -166,6 +166,31 @@ def ablations(file):
     return table(head, rows)
 
 
+MARGIN = 0.03                           # of ACC, said before the plain rival had lived
+
+
+def plain_rival(file):
+    """The whole night against expert, gate and labels alone, by kind of question."""
+    found = stats.by_life(file)
+    ours, rival = found["sleep"], found["gate+sft"]
+    seeds = sorted(set(ours) & set(rival))
+    head = ["after the last night", "sleep", "gate+sft", "gate+sft minus sleep", "questions a life"]
+    rows = []
+    for key in ("ACC", "recall", "BWT"):
+        a, b = ([life[s][key] for s in seeds] for life in (ours, rival))
+        rows.append([key, number(a), number(b), paired([y - x for x, y in zip(a, b)]), ""])
+    for kind in sorted(ours[seeds[0]]["kinds"]):
+        a, b = ([life[s]["kinds"][kind]["end"] for s in seeds] for life in (ours, rival))
+        asked = round(mean(ours[s]["kinds"][kind]["n"] for s in seeds))
+        rows.append([kind.replace("_", " "), number(a), number(b),
+                     paired([y - x for x, y in zip(a, b)]), asked])
+    a, b = ([life[s]["seconds"]["night"] / len(life[s]["R"]) for s in seeds]
+            for life in (ours, rival))
+    rows.append(["seconds a night", number(a, 0), number(b, 0), "", ""])
+    same = stats.equivalent([rival[s]["ACC"] - ours[s]["ACC"] for s in seeds], MARGIN)
+    return table(head, rows), same
+
+
 def last_acc(found, name, n):
     return number([stats.after(run, n)["ACC"] for run in found[name].values()])
 

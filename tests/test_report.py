@@ -130,6 +130,17 @@ def test_the_effect_that_would_show_by_hand():
     assert math.isnan(stats.detectable([1.0]))
 
 
+def test_two_one_sided_tests_by_hand():
+    """Five seeds, mean .01, standard deviation .02: t = (margin - .01) sqrt(5) / .02, and one side
+    of Student's t with 4 degrees of freedom is .025 beyond 2.7764."""
+    d = [0.01 + 0.02 * x / 2.5 ** 0.5 for x in (-2, -1, 0, 1, 2)]
+    margin = 0.01 + 2.7764 * 0.02 / 5 ** 0.5
+    assert stats.equivalent(d, margin) == pytest.approx(0.025, abs=1e-4)
+    assert stats.equivalent([-x for x in d], margin) == pytest.approx(0.025, abs=1e-4)
+    assert stats.equivalent(d, 0.01) == pytest.approx(0.5) and stats.equivalent(d, 0.005) > 0.5
+    assert stats.equivalent([0.0, 0.0], 0.01) == 0.0 and stats.equivalent([0.0], 0.01) == 1.0
+
+
 def test_effects_are_certain_only_after_the_correction():
     d = [-0.4, -0.5, -0.45]
     assert stats.effect(d, 0.01) == -1 and stats.effect([-x for x in d], 0.01) == 1
