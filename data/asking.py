@@ -105,8 +105,8 @@ def sensible(teacher, z):
     """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
     ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol"), unless the name
     stands in the passage as it is: a name may be strange."""
-    log_p = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS)
-    word = said(log_p, z.ids).masked_fill(~question_mask(z), 0.0)
+    word = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS, of=said)
+    word = word.masked_fill(~question_mask(z), 0.0)
     at = torch.arange(2, z.ids.shape[1] + 1, device=word.device)    # counted from <bos>
     name = (at >= z.begin[:, None]) & (at <= z.end[:, None])
     spelt = word.masked_fill(~name, 0.0).min(1)[0] > SPELT
@@ -414,8 +414,12 @@ def named(teacher, z, marks, teach):
 
 def with_targets(z, teach, views):
     """Quizzes with the teacher's distribution over each answer token, averaged over readings."""
-    mean = sum(answers_of(z, teach(z, view)).exp() for view in range(views)) / views
-    return z._replace(target=mean.clamp_min(1e-12).log())
+    longest, targets = int((z.length - z.start).max()), []
+    for part in torch.arange(len(z.ids), device=z.ids.device).split(128):
+        some = take(z, part)
+        mean = sum(answers_of(some, teach(some, view), longest).exp() for view in range(views))
+        targets.append((mean / views).clamp_min(1e-12).log())
+    return z._replace(target=torch.cat(targets))
 
 
 def memory_of(model, z, marks, sources):

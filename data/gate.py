@@ -310,13 +310,15 @@ def always(experts, rows):
 
 
 @torch.no_grad()
-def log_probs(model, ids, cache, row, experts=(), chunk=128):
-    """Log-probabilities (N, T-1, V) of ids[:, 1:], given the context in row[i] of the cache."""
+def log_probs(model, ids, cache, row, experts=(), chunk=128, of=None):
+    """Log-probabilities (N, T-1, V) of ids[:, 1:], given the context in row[i] of the cache. of: a
+    function (log p, ids) of each chunk, where not all of them are wanted, as `said`."""
     out = []
     for part, where in zip(ids.split(chunk), row.split(chunk)):
         room = take_rows(cache, where, ids.shape[1])
         h = model.hidden(part, cache=room, awake=always(dict(experts), part))
-        out.append(F.log_softmax(model.logits(h[:, :-1]).float(), -1))
+        log_p = F.log_softmax(model.logits(h[:, :-1]).float(), -1)
+        out.append(log_p if of is None else of(log_p, part))
     return torch.cat(out)
 
 
@@ -331,8 +333,8 @@ def gains(model, z, marks, cache, row, experts=()):
     It says what a question is about: names and values are unlikely until the day is known.
     """
     blank, _ = prefill(model, [[marks.bos]], always(dict(experts), z.ids[:1]))
-    day = said(log_probs(model, z.ids, cache, row, experts), z.ids)
-    nothing = said(log_probs(model, z.ids, blank, torch.zeros_like(row)), z.ids)
+    day = log_probs(model, z.ids, cache, row, experts, of=said)
+    nothing = log_probs(model, z.ids, blank, torch.zeros_like(row), of=said)
     return (day - nothing) * question_mask(z)
 
 

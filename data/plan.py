@@ -22,6 +22,7 @@ LAUNCH = 1e-3                           # seconds to launch the kernels of a blo
 ROOMY = 0.9                             # share of a card that can be filled
 COPIES = 6                              # of all weights: base, self, yesterday, cold, two teachers
 ROWS, FORCED, ROLLOUTS = 32, 8, 32      # of a step of distillation (seed.py), of an on-policy one
+LEAST, USUAL = 120, 24                  # steps of a night; sentences of a usual day (seed.py)
 ANSWER = 24                             # tokens of an answer at most (gate.MAX_NEW)
 CHUNK = 1024                            # words at a time in the loss (kernels.in_chunks)
 Asked = namedtuple("Asked", "quizzes facts tokens words read answered")
@@ -125,10 +126,10 @@ Night = namedtuple("Night", "quizzes steps flops looks bytes")
 
 def night(c, passages, sentences_, length, a, size):
     """A day of passages of `length` tokens, with so many sentences, under the flags a."""
-    often = a.quizzes * max(1, 24 // sentences_)                     # as in seed.night
+    often = a.quizzes * max(1, USUAL // sentences_)                    # as in seed.night
     documents = 2 * sentences_ * often
     N, T, A = int(ASKED.quizzes * documents), ASKED.tokens, ASKED.words
-    steps = a.seed_steps or max(40, 3 * int(ASKED.facts * sentences_))
+    steps = a.seed_steps or max(LEAST, 3 * int(ASKED.facts * sentences_))
     rows, late = ROWS + FORCED, int(0.3 * a.on_policy * steps)
     words = ROWS * A + FORCED * T
     flops = {"dreaming of the day": forward(c, documents * 64, length, documents * 64),
@@ -144,7 +145,7 @@ def night(c, passages, sentences_, length, a, size):
         flops["trying dreams"] = trials + writer + tried + 20 * step(c, rows, T, words)
     looks = 64 + ASKED.answered * math.ceil(N / 512) * ANSWER + late * ANSWER
     tokens, read = rows * T, min(N, 128)
-    log_p = N * T * c.vocab_size * 4                                 # of the day's teacher, at once
+    log_p = read * T * c.vocab_size * 4                              # of the day's teacher, a part
     held = {"weights": COPIES * parameters(c) * size,
             "an expert and Muon": 3 * expert(c) * size,
             "caches": cache(c, 2 * (passages + 2 * sentences_), length, size)

@@ -93,9 +93,11 @@ def split_questions(row, marks):
     return pairs
 
 
-def answers_of(z, t):
-    """The part of t (N, T-1, ...) that belongs to the answers: (N, A, ...)."""
-    A = int((z.length - z.start).max()) if z.target is None else z.target.shape[1]
+def answers_of(z, t, longest=None):
+    """The part of t (N, T-1, ...) that belongs to the answers: (N, A, ...). A: the length of the
+    targets, else `longest`, else that of the longest answer."""
+    known = z.target is not None
+    A = z.target.shape[1] if known else longest or int((z.length - z.start).max())
     at = (z.start[:, None] - 1 + torch.arange(A, device=t.device)).clamp(max=t.shape[1] - 1)
     index = at.view(*at.shape, *[1] * (t.ndim - 2)).expand(-1, -1, *t.shape[2:])
     return t.gather(1, index)
