@@ -64,7 +64,7 @@ def talk(a, model, data, night, save, lines=None):
             elif line == "dream":
                 dream_aloud(model, data)
             elif line == "who":
-                print(f"In mind: {len(told)} passages. Slept on: {model.n_experts(FAST)} memories, "
+                print(f"In mind: {counted(told)}. Slept on: {model.n_experts(FAST)} memories, "
                       f"woken by {len(model.things)} things.")
             elif line == "help":
                 print(manual(data))
@@ -74,7 +74,7 @@ def talk(a, model, data, night, save, lines=None):
                 print(replied(model, data, told, line))
     finally:                            # however it ends, nothing is lost in silence
         if told:
-            print(f"I have not slept on {len(told)} passages: they are forgotten now.")
+            print(f"I have not slept on {counted(told)}: forgotten now.")
 
 
 def terminal():
@@ -94,11 +94,15 @@ def manual(data):
     return HELP.format(told=told, asked=data.always["old"][0].question.strip())
 
 
+def counted(passages):
+    return f"{len(passages)} passage" + "s" * (len(passages) != 1)
+
+
 def listened(data, told, line):
     """The context with what was told behind it, in parts where it is too long for one passage."""
     new = text.fit([text.sentences(data.enc, line)], data.block_size - ROOM)
     used = sum(len(s) for passage in told + new for s in passage)
-    print(f"I have it in mind ({used} tokens in {len(told + new)} passages).")
+    print(f"I have it in mind ({used} tokens in {counted(told + new)}).")
     return told + new
 
 
@@ -140,15 +144,15 @@ def slept(a, model, data, told, night):
         print("I slept badly and woke as I was, with everything in mind.")
         return model, left
     print(f"I slept for {time.time() - began:.0f} s, asked myself {log['kept']} questions about "
-          f"{len(told)} passages and know {log['known']:.0%} of the answers; "
-          + (f"{len(left)} passages are still in mind." if left else "my context is empty."))
+          f"{counted(told)} and know {log['known']:.0%} of the answers; "
+          + (f"still in mind: {counted(left)}." if left else "my context is empty."))
     return model, left
 
 
 def undone(told, model, had):
     """(the self before a night, all that it was told before and after)."""
     told = had + [passage for passage in told if passage not in had]
-    print(f"I am as I was before that night, with {len(told)} passages in mind.")
+    print(f"I am as I was before that night, with {counted(told)} in mind.")
     return model, told
 
 

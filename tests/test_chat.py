@@ -45,8 +45,8 @@ def test_what_is_told_is_slept_on_and_gone(talk):
                               "Who?", "bye", "never"], {**KNOWN, "lost": [1]})
     assert days == [["Ada lives here. She loves tea.", "Ben is ill!"]] and saved == [1]
     assert "self 0, 2 in mind: Who?" in said and "self 1, 1 in mind: Who?" in said
-    assert "12 questions about 2 passages and know 75%" in said and "1 passages are still" in said
-    assert "never" not in said and "not slept on 1 passages: they are forgotten" in said
+    assert "12 questions about 2 passages and know 75%" in said and "still in mind: 1 passage." in said
+    assert "never" not in said and "not slept on 1 passage: forgotten" in said
     assert "Ada Bram lives at 3 Elm Road." in said and "Where does Ben Dunfir live?" in said
 
 
@@ -70,12 +70,12 @@ def test_an_end_that_nobody_wanted_says_what_is_lost(talk, capsys):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         talk(lines())
-    assert "not slept on 1 passages: they are forgotten" in capsys.readouterr().out
+    assert "not slept on 1 passage: forgotten" in capsys.readouterr().out
 
 
 def test_commands_say_what_there_is(talk):
     said, _, _ = talk(["who", "help", "", "A is one.", "who"])
-    assert "In mind: 0 passages" in said and "In mind: 1 passages" in said
+    assert "In mind: 0 passages" in said and "In mind: 1 passage." in said
     assert said.count("bye   the end") == 2
 
 
