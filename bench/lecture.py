@@ -111,17 +111,34 @@ def forgets(files):
 
 
 def without(files, *names):
-    """The paired differences of some lives of ablations.json, in words."""
-    file = files["ablations.json"]
+    """The paired differences of some lives, in words: of trial.json where it has them, else of the
+    first edition."""
+    said, left = [], list(names)
+    for name, what in (("trial.json", ""), ("ablations.json", "first edition, ")):
+        file = files[name]
+        rows = {row["name"]: row for row in stats.compared(file)}
+        here, left = [n for n in left if n in rows], [n for n in left if n not in rows]
+        if here:
+            seen = "; ".join(difference(rows[n]) for n in here)
+            said.append(f"*Measured* ({what}{of(name, file)}; ACC minus that of the same life "
+                        f"unchanged, paired by seed): {seen}.")
+    return " ".join(said)
+
+
+def difference(row):
+    seen = stats.effect(row["differences"], row["p"])
+    word = "" if seen else ", not certain" if seen is None else ", no effect seen"
+    return f"{row['name']} {paired(row['differences'])}{word}"
+
+
+def rival(files):
+    file = files["trial.json"]
     rows = {row["name"]: row for row in stats.compared(file)}
-    said = []
-    for name in names:
-        d = rows[name]["differences"]
-        seen = stats.effect(d, rows[name]["p"])
-        word = "" if seen else ", not certain" if seen is None else ", no effect seen"
-        said.append(f"{name} {paired(d)}{word}")
-    return (f"*Measured* ({of('ablations.json', file)}; ACC minus that of the same life unchanged, "
-            f"paired by seed): {'; '.join(said)}.")
+    d = rows["gate+sft"]["differences"]
+    return (f"*Measured* ({of('trial.json', file)}). Expert, gate and fine-tuning on the self's own "
+            f"quizzes, nothing else, minus the whole night, ACC after {rows['gate+sft']['nights']} "
+            f"nights, {len(d)} seeds: {paired(d)}; that it lies within {tables.MARGIN} of it: p = "
+            f"{stats.equivalent(d, tables.MARGIN):.3f} (two one-sided tests).")
 
 
 def expansion(files):
@@ -170,7 +187,7 @@ def year(files):
 
 
 FOUND = {"forgets": forgets, "expansion": expansion, "direction": direction, "gates": gates,
-         "dreams": dreams, "mornings": mornings, "year": year}
+         "dreams": dreams, "rival": rival, "mornings": mornings, "year": year}
 
 
 # --------------------------------------------------------------------------------------------------

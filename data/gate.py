@@ -55,9 +55,10 @@ def states(model, ids):
 
 
 def product(a, b):
-    """a @ b in float32, whatever the model computes in: distances want all their digits."""
+    """a @ b, never in less than float32: distances want all their digits."""
+    exact = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float()
+        return a.to(exact) @ b.to(exact)
 
 
 @torch.no_grad()
