@@ -124,27 +124,18 @@ def test_it_is_asked_without_its_notes(lived, tmp_path):
     refused("--resume", f"--out_dir={out}", says="no folder nowhere")
 
 
-def test_it_goes_on_to_what_is_written_later(notes, lived, tmp_path):
-    """To the same bits as a life that had all three days from the beginning."""
-    out = tmp_path / "out"
-    shutil.copytree(lived[0], out)
-    later = written(notes, c_txt="Nora Kvist lives at 3 Ash Lane.",
-                    c_tsv="Where does Nora Kvist live?\t3 Ash Lane")
-    try:
-        code, said = forked("--resume", f"--out_dir={out}")
+def test_it_goes_on_to_what_is_written_later(lived, tmp_path):
+    """To the same bits as a life that had all days from the beginning."""
+    folder = written(tmp_path / "in", a_txt=FIRST, a_tsv=EXAM)
+    begin = [*LIFE, "--method=none", f"--data_dir={folder}", f"--init_from={lived[0] / 'base.pt'}"]
+    for last, words in (("went on", begin), ("went on", ["--resume"]), ("at once", begin)):
+        code, said = forked(*words, f"--out_dir={tmp_path / last}")
         assert code == 0, said
-        once = tmp_path / "once"
-        code, said = forked(*LIFE, f"--data_dir={notes}", f"--init_from={out / 'base.pt'}",
-                            f"--out_dir={once}")
-        assert code == 0, said
-    finally:
-        for name in ("c.txt", "c.tsv"):
-            (later / name).unlink()
-    one, other = ([json.loads(line) for line in (x / "log.jsonl").read_text().splitlines()]
-                  for x in (out, once))
-    assert len(one) == 3 and one == other
-    R = json.loads((out / "summary.json").read_text())["R"]
-    assert [r is None for r in R[2]] == [False, True, False]
+        written(folder, b_txt="Nora Kvist lives at 3 Ash Lane.",
+                b_tsv="Where does Nora Kvist live?\t3 Ash Lane")
+    logs = [page.parsed((tmp_path / x / "log.jsonl").read_text()) for x in ("went on", "at once")]
+    assert logs[0] == logs[1] and [len(n["R"]) for n in logs[0]] == [1, 2]
+    assert all(r is not None for r in logs[0][1]["R"])
 
 
 def test_a_life_without_any_exam(lived, tmp_path):
