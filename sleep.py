@@ -10,6 +10,7 @@ picture; the last chapter of nanoSleep.
     python sleep.py --resume --out_dir=out             go on where it stopped
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
     python sleep.py --chat                             tell, sleep, ask again
+    python sleep.py --data=text --data_dir=NOTES       days of your own: data/letters.py
     torchrun --nproc_per_node=2 sleep.py               processes, one life
     python sleep.py --help                             every flag
 """
