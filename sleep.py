@@ -10,6 +10,7 @@ picture; the last chapter of nanoSleep.
     python sleep.py --resume --out_dir=out             go on where it stopped
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
     python sleep.py --chat                             tell, sleep, ask again
+    python sleep.py --data=text --data_dir=NOTES       days of your own: data/letters.py
     torchrun --nproc_per_node=2 sleep.py               processes, one life
     python sleep.py --help                             every flag
 """
@@ -26,8 +27,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, notes, plan, store, team, text,
-                  weights, world)
+from data import (chat, classes, diary, exam, flags, gate, letters, notes, plan, store, team,
+                  text, weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -66,7 +67,8 @@ def main(argv):
     report(summaries, a)
 
 
-DATA = {"world": world.load, **dict.fromkeys(classes.TABLES, classes.load)}
+DATA = {"world": world.load, "text": letters.load,
+        **dict.fromkeys(classes.TABLES, classes.load)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -329,10 +331,7 @@ def remember_morning(state, log, morning, method):
     state["end"] = [dict(graded) for graded in [*days, always]]
     others = {k: exam.share(always, [k]) for k in state["before"]}
     state["nights"].append({"night": i + 1, "recall": row[-1], **others, **log})
-    known = [r for r in row if r is not None]
-    beside = ", ".join(f"{k} {share:.2f}" for k, share in others.items())
-    tqdm.write(f"  {method} {i + 1:>2}: morning {row[-1]:.2f}, all days "
-               f"{sum(known) / len(known):.2f}, {beside}")
+    tqdm.write(f"  {method} {i + 1:>2}: {exam.in_a_line(row, others)}")
 
 
 def summarise(a, method, model, state):
@@ -359,8 +358,8 @@ def report(summaries, a):
     print(f"\n{'':8}{'recall':>8}{'ACC':>8}{'BWT':>8}{'parameters':>12}{'seconds':>9}")
     for s in summaries:
         spent = s["seconds"]["total"] - s["seconds"]["pretrain"]
-        print(f"{s['method']:8}{s['recall']:8.3f}{s['ACC']:8.3f}{s['BWT']:+8.3f}"
-              f"{s['params_after']:12,}{spent:9.1f}")
+        shares = exam.column(s["recall"]) + exam.column(s["ACC"]) + exam.column(s["BWT"], "+8.3f")
+        print(f"{s['method']:8}{shares}{s['params_after']:12,}{spent:9.1f}")
     path, look = (os.path.join(a.out_dir, name) for name in ("summary.json", diary.page.NAME))
     print(f"\n{path} has the numbers. See it in a browser:\n  {look}\nAsk it yourself:\n"
           f"  python sleep.py {flags.pasted(out_dir=a.out_dir, ask='Where does Ada Bram live?')}")

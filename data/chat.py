@@ -43,7 +43,7 @@ def talk(a, model, data, night, save, lines=None):
     a: the flags; night(a, model, day, marks, i) -> (model, log), save(path, model): as in sleep.py.
     """
     if model.config.listens != "name":
-        flags.fail("--chat talks to a self that reads sentences: --data=world")
+        flags.fail("--chat talks to a self that reads sentences: --data=world or text")
     a.lock, path = store.occupy(a.out_dir), os.path.join(a.out_dir, KEPT)
     told, before = [], []               # passages, each a list of sentences of ids; selves to undo
     print(manual(data))

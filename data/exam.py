@@ -19,7 +19,7 @@ def answers(model, data, items):
     enc, marks = data.enc, data.marks
     asked = [[marks.ask, *enc.encode_ordinary(x.question), marks.answer] for x in items]
     read = [enc.encode_ordinary(x.context) for x in items]
-    said = answer(model, marks, asked, read, MAX_NEW)
+    said = answer(model, marks, asked, read, MAX_NEW) if items else []
     return [(enc.decode([t for t in y if t not in marks]).strip(), source) for y, source in said]
 
 
@@ -44,16 +44,23 @@ def share(graded, kinds=None):
 
 
 def metrics(R):
-    """ACC, BWT, forgetting and recall of a lower-triangular R[i][j] (None above the diagonal)."""
+    """ACC, BWT, forgetting and recall of a lower-triangular R[i][j] (None above the diagonal), over
+    the days that have an exam (the others are None); all None where no day has one."""
     T, last = len(R), R[-1]
+    if all(r is None for r in last):
+        return dict.fromkeys(("ACC", "BWT", "forgetting", "recall"))
     past = [j for j in range(T - 1) if last[j] is not None]
     n = max(1, len(past))
-    seen = [r for r in last if r is not None]
     best = {j: max(R[i][j] for i in range(j, T - 1)) for j in past}
-    return {"ACC": sum(seen) / len(seen),
+    return {"ACC": mean(there(last)),
             "BWT": sum(last[j] - R[j][j] for j in past) / n,
             "forgetting": sum(best[j] - last[j] for j in past) / n,
-            "recall": sum(R[i][i] for i in range(T)) / T}
+            "recall": mean(there(R[i][i] for i in range(T)))}
+
+
+def there(shares):
+    """Those that are numbers: a day without an exam has none."""
+    return [share for share in shares if share is not None]
 
 
 def kinds_of(next_morning, end):
@@ -79,6 +86,18 @@ def mean(right):
 
 # --------------------------------------------------------------------------------------------------
 # What a person sees
+
+def column(x, spec="8.3f"):
+    """A number in its column of a table; a dash where there is none."""
+    return f"{'-':>8}" if x is None else f"{x:{spec}}"
+
+
+def in_a_line(row, others):
+    """A morning: today's day, all days so far, and what is asked every morning."""
+    shares = {"morning": row[-1], "all days": mean(there(row)), **others}
+    return ", ".join(f"{k} {'-' if share is None else f'{share:.2f}'}"
+                     for k, share in shares.items())
+
 
 def show(R, name, columns=13):
     """R as a person reads it: a row a morning, a column a day, per cent right. Of a long life as

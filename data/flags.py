@@ -23,9 +23,13 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the life": {
         "method": ("sleep", ("sleep", "none", "sft"), "what the nights do"),
         "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
-        "data": ("world", ("world", "clinc150", "dbpedia", "banking77"), "what is read by day"),
-        "data_dir": ("", TEXT, "folder of the files of --data; none given: data/ and its name"),
-        "days": (7, SOME, "days and nights"),
+        "data": ("world", ("world", "text", "clinc150", "dbpedia", "banking77"),
+                 "what is read by day; text: your own notes"),
+        "data_dir": ("", TEXT,
+                     "folder of the files of --data; none given: data/ and its name. Of text: a "
+                     "file NAME.txt a day, blank lines between passages; beside it, if it is to "
+                     "have an exam, NAME.tsv: question<TAB>answer, a line each"),
+        "days": (7, SOME, "days and nights; of text all files, unless fewer are asked for"),
         "people": (8, SOME, "new people a day (--data=world)"),
         "seed": (1, SEED, "of weights and sampling"),
         "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
@@ -159,6 +163,8 @@ def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
     a = SimpleNamespace(**{**defaults, **instead, **asked_for})
     if flags is FLAGS:
         together(a, asked_for)
+        if a.data == "text" and "days" not in asked_for:
+            a.days = SOME[1]                                    # as many as there are, or will be
         if a.data != "world" and not a.data_dir:
             a.data_dir = os.path.join("data", a.data)
     return a
@@ -177,7 +183,10 @@ def together(a, asked_for):
         fail("--ask questions a saved self, --resume goes on with its life: leave out one of them")
     if a.init_from == "scratch" and 0 < a.widen < a.n_embd:
         fail(f"{typed('widen', str(a.widen))} is narrower than the self it grows from (--n_embd)")
-    if a.data == "world" and max(a.days, 28) * a.people > PEOPLE:
+    if a.data == "text" and not (a.data_dir or a.ask or a.chat):
+        fail("--data=text reads a folder of notes, a day a file: name it with --data_dir")
+    days = {"world": max(a.days, 28), "text": 28}.get(a.data, 0)
+    if days * a.people > PEOPLE:
         said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)
         fail(f"{said}: the world has no room for so many people")
 

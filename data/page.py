@@ -304,11 +304,11 @@ def heading(nights):
 
 def beginning(nights, shown):
     R = [night["R"][:i + 1] for i, night in enumerate(nights) if night.get("R")]
-    last, number = [r for r in R[-1] if r is not None] if R else [], len(nights)
+    last = [r for r in R[-1] if r is not None] if R else []
     facts = [(sum(last) / len(last), "of what all days told is known after the last night")
              ] if last else []
-    facts += [(sum(n["recall"] for n in nights) / number, "was known the morning after its day")
-              ] if all(n.get("recall") is not None for n in nights) else []
+    first = [n["recall"] for n in nights if n.get("recall") is not None]
+    facts += [(sum(first) / len(first), "was known the morning after its day")] if first else []
     facts += [(nights[-1][k], words) for k, words in (
         ("old", "of what it was born knowing is still known"),
         ("reading", "of what a passage says is read off it")) if nights[-1].get(k) is not None]
@@ -318,7 +318,7 @@ def beginning(nights, shown):
             "what it reads stands only in its context. At night it asks itself about its day, "
             "writes the answers into its own weights and forgets the context. In the morning it "
             f'sits an exam with nothing in mind.</p>\n<div class="sum">{numbers}</div>\n'
-            f"{matrix(nights, shown) if R else ''}{mornings(nights)}"
+            f"{matrix(nights, shown) if last else ''}{mornings(nights)}"
             f"<h2>Night by night</h2>\n<nav>{links}<button id=all hidden>unfold everything"
             "</button></nav>")
 
@@ -363,7 +363,8 @@ def cell(night, j, share, told):
 
 def mornings(nights):
     """What is asked every morning, and how large the nights were: a row a morning."""
-    names = [k for k in ("recall", "old", "reading", "never_met") if nights[-1].get(k) is not None]
+    names = [k for k in ("recall", "old", "reading", "never_met")
+             if any(n.get(k) is not None for n in nights)]
     titles = {"recall": "day", "old": "born with", "reading": "reading",
               "never_met": "strangers"}
     head = "".join(f"<th>{titles[k]}</th>" for k in names)
@@ -651,6 +652,8 @@ def earlier(noted, n, most):
     """What R counts of every day's exam: the errors, where the matrix points to."""
     inside = ""
     for j, day in enumerate(noted.get("wrong") or []):
+        if not day["n"]:
+            continue                                        # a day without an exam
         if not day["wrong"]:
             inside += f'<h4 id="m{n}-{j + 1}">day {j + 1}: all of {day["n"]:d}</h4>'
             continue

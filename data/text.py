@@ -1,9 +1,11 @@
 """
 What every data set speaks: four marks, documents with a weight for each token, days, exams.
 
-A data set is a file in data/ with one function `load(a) -> Data` (a: the flags). A document is
+A data set is a file in data/ with one function `load(a) -> Data` (a: the flags); of your own notes,
+a folder with a file a day, data/letters.py makes one. A document is
     <bos> passage (<ask> question <answer> answer <end>)*
 """
+import re
 from collections import namedtuple
 
 import torch
@@ -14,7 +16,7 @@ from data.bpe import SPECIAL
 Data = namedtuple("Data", "name enc marks block_size document days exams always listen heard",
                   defaults=[None])
 # document (rng, share) -> (ids, weights): one for pretraining; share in [0, 1): how far it is
-# days     [Day];  exams (j, i) -> [Item]: of day j, as it is true after night i
+# days     [Day];  exams (j, i) -> [Item]: of day j, as it is true after night i, or []
 # always   {"old": [Item], "reading": [Item], ...}: asked every morning
 # listen   "name": a thing ends where a question becomes specific; "text": a whole text is one thing
 # heard    of a text: [(number of its thing, question)] that the base has heard, or None
@@ -52,9 +54,8 @@ def pad_documents(docs, device="cpu"):
 
 def sentences(enc, text):
     """A passage as a list of sentences, each a list of ids."""
-    for stop in ".?!":
-        text = text.replace(stop, stop + "\n")
-    return [enc.encode_ordinary(" " + part.strip()) for part in text.split("\n") if part.strip()]
+    parts = re.split(r"(?<=[.?!])\s|\n", text)              # 3.5 is one number
+    return [enc.encode_ordinary(" " + part.strip()) for part in parts if part.strip()]
 
 
 def fit(day, room):
