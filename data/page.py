@@ -46,7 +46,7 @@ sans-serif;font-variant-numeric:tabular-nums}
 .sum div{width:9rem;font-size:.82rem;line-height:1.35;color:var(--soft)}
 .sum b{display:block;font-size:1.9rem;line-height:1.2;font-weight:500;color:var(--ink)}
 .wide{overflow-x:auto;margin:.4rem 0}
-table{border-collapse:collapse;font-size:.82rem;line-height:1.35}
+table{border-collapse:collapse;overflow-wrap:normal;font-size:.82rem;line-height:1.35}
 th{font-weight:500;color:var(--soft);text-align:right;padding:.2rem .5rem;white-space:nowrap}
 td{padding:.2rem .5rem;text-align:right;white-space:nowrap}
 .R td{padding:0;border:2px solid var(--paper);min-width:2.5rem;text-align:center}
