@@ -52,3 +52,9 @@ def test_the_ablations_it_quotes():
     for name in ("no expansion", "no gate", "reverse KL"):
         gap = stats.gap(stats.differences(found, name))
         assert gap.replace("0.", ".").replace("-", "−") in TEXT, (name, gap)
+
+
+def test_the_trial_it_quotes():
+    found = stats.by_life(json.loads((RESULTS / "trial.json").read_text()))
+    gap = stats.gap(stats.differences(found, "gate+sft"))
+    assert gap.replace("0.", ".").replace("-", "−") in TEXT, gap
