@@ -22,7 +22,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "crowd.json", "topics.json", "trial.json", "ablations.json",
+FILES = ("week.json", "crowd.json", "newcomer.json", "topics.json", "trial.json", "ablations.json",
          "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json",
          "absorber.json", "speed.json", "plan.json", "faults.json", "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
@@ -78,11 +78,14 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            "## The default life, first edition of world and gate",
-            *headed("ablations.json", file, tables.default_life(file)),
-            picture("life.png", "what is known of which day after which night"),
+            "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
+            "beside other work:", *headed("newcomer.json", files["newcomer.json"],
+                                          tables.newcomer(files["newcomer.json"])),
+            picture("life.png", "what is known of which day after which night: this life"),
             "`sft` trains all weights on the sentences of the day: it learns to say them, not to "
-            "answer about them, and unlearns reading. `none` does nothing at night."]
+            "answer about them, and unlearns reading. `none` does nothing at night.",
+            "## The default life, first edition of world and gate",
+            *headed("ablations.json", file, tables.default_life(file))]
 
 
 def replicates(files):
@@ -192,8 +195,9 @@ The present world and gate, lives of seeds that nobody tuned on, one ingredient 
 lives of a seed begin from the base of `week.json`, pretrained on an H200, and are lived on a CPU.
 *gate+sft* is the plain rival: a new expert, the same gate, the same quizzes, optimiser, mishearing
 and steps, but labels instead of the teacher's distribution, nothing on-policy, no dreaming. Five
-seeds lived it for the whole week. All else lived two nights on two or three seeds, which know nearly
-everything: what only helps can hardly show there, what harms can. "No gate" was not lived again.
+seeds lived it for the whole week. All else lived two nights on two or three seeds, which know
+nearly everything: what only helps can hardly show there, what harms can. "No gate" was not lived
+again.
 """
 
 
@@ -339,7 +343,8 @@ def page(files):
     """bench/README.md as one text."""
     parts = [INTRO, *lives(files), *replicates(files), UNTESTED, *fight(files),
              *topics_now(files), *topics(files),
-             *trial(files), *ingredients(files), *neighbours.recurrence(files), *neighbours.absorber(files),
+             *trial(files), *ingredients(files),
+             *neighbours.recurrence(files), *neighbours.absorber(files),
              *fast(files), *planned(files), *durable(files), *labs(files)]
     return "\n\n".join(map(as_text, parts)) + "\n"
 

@@ -85,6 +85,18 @@ def default_life(file):
                   "reversed"], rows)
 
 
+def newcomer(file):
+    """One life of each method, and the minutes of its parts on the machine of the file."""
+    rows = []
+    for run in file["runs"]:
+        spent, nights = run["seconds"], run["days"]
+        rows.append([run["method"], *(number([run[k]]) for k in ("recall", "ACC", "BWT")),
+                     number([run["old_after"]]), number([run["reading_after"]]),
+                     f"{spent['pretrain'] / 60:.1f}", f"{spent['night'] / nights:.0f}"])
+    return table(["life", "recall next morning", "ACC", "BWT", "old people", "reading",
+                  "minutes of pretraining", "seconds a night"], rows)
+
+
 CROWDED = {"many_people": "**a day of 40 people**", "old": "old, after such a day"}
 
 
