@@ -135,8 +135,8 @@ def rival(files):
     file = files["trial.json"]
     rows = {row["name"]: row for row in stats.compared(file)}
     d = rows["gate+sft"]["differences"]
-    return (f"*Measured* ({of('trial.json', file)}). Expert, gate and fine-tuning on the self's own "
-            f"quizzes, nothing else, minus the whole night, ACC after {rows['gate+sft']['nights']} "
+    return (f"*Measured* ({of('trial.json', file)}). Expert, gate and fine-tuning on the self's "
+            f"own quizzes, nothing else, minus the whole night, ACC after {rows['gate+sft']['nights']} "
             f"nights, {len(d)} seeds: {paired(d)}; that it lies within {tables.MARGIN} of it: p = "
             f"{stats.equivalent(d, tables.MARGIN):.3f} (two one-sided tests).")
 
@@ -180,7 +180,8 @@ def year(files):
     grown = sum((r["params_after"] - r["params_before"]) / r["days"] for r in runs) / len(runs)
     return (f"*Known.* {of('week.json', files['week.json'])}: a life of seven nights; it grows by "
             f"{grown:,.0f} numbers a night, so {YEAR} such nights would be "
-            f"{YEAR * grown / 1e6:.0f} million beside {runs[0]['params_before'] / 1e6:.2f} (multiplied, not measured). "
+            f"{YEAR * grown / 1e6:.0f} million beside {runs[0]['params_before'] / 1e6:.2f} "
+            "(multiplied, not measured). "
             f"[`speed.json`](results/speed.json), commit `{night['commit']}`, one round: night 100 "
             f"costs {times['night 100']:.2f} of night 2. "
             f"{without(files, 'every 2 nights', 'every 4 nights')}")

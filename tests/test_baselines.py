@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import dream
 import seed
 import sleep
 from bench import baselines as B

@@ -89,7 +89,7 @@ def test_float32_logits_are_those_of_transformers(kind, written):
 def test_bfloat16_is_as_exact_as_that_of_transformers(kind, written):
     """Both round at every step, not in the same places. So the yardstick is the same weights in
     float64: we may be no further from it than theirs, by more than a half."""
-    (theirs, folder), ids = written(kind), torch.randint(V, (3, 40))
+    (_, folder), ids = written(kind), torch.randint(V, (3, 40))
     model = from_pretrained(folder, ranks=(4, 8, 6), dtype=torch.bfloat16)
     assert all(p.dtype is torch.bfloat16 for p in model.parameters())
     exact = from_pretrained(folder, ranks=(4, 8, 6), dtype=torch.bfloat16).double()(ids)

@@ -55,7 +55,8 @@ def test_every_result_file_names_its_command_commit_and_date_and_is_on_the_page(
     for path in RESULTS.glob("*.json"):
         file = json.loads(path.read_text(encoding="utf-8"))
         for part in [file] if "command" in file else file.values():    # a part a kind
-            assert re.match("python bench/|OMP_NUM_THREADS=1 python sleep.py", part["command"]), path
+            begins = "python bench/|OMP_NUM_THREADS=1 python sleep.py"
+            assert re.match(begins, part["command"]), path
             assert re.fullmatch(r"[0-9a-f]{7,}(\+changes)?", part["commit"]), path
             assert re.fullmatch(r"\d{4}-\d\d-\d\d", part["date"]), path
         assert path.name in PAGE
