@@ -22,7 +22,7 @@ def lived(out, *words):
     return Config(**store.load(str(out / "checkpoint.pt"))[0]["config"])
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])         # Qwen 3's parts: the foreign life below
+@pytest.mark.parametrize("arch", ["gpt2"])      # Llama's and Qwen 3's parts: the foreign life below
 def test_a_tiny_life_of_another_architecture(arch, tmp_path):
     config = lived(tmp_path / "out", f"--arch={arch}")
     assert all(getattr(config, k) == v for k, v in ARCHITECTURES[arch].items())
