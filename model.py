@@ -409,16 +409,7 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
     old = model.config
     new = replace(old, n_embd=n_embd or old.n_embd, n_head=n_head or old.n_head,
                   d_ff=d_ff or old.d_ff)
-    if any(model.live(level) for level in range(len(old.ranks))):
-        raise ValueError("widen found live experts: settle or discard them first")
-    if not old.rms:
-        raise ValueError("widen needs RMSNorm: LayerNorm subtracts a mean that would change")
-    if new.n_embd < old.n_embd or new.n_head < old.n_head or new.d_ff < old.d_ff:
-        raise ValueError(f"widen cannot shrink: n_embd {old.n_embd}, n_head {old.n_head}, "
-                         f"d_ff {old.d_ff} are the least")
-    if old.qk_gain or (old.kv_heads != old.n_head and new.n_head != old.n_head):
-        raise ValueError("widen knows neither gains of queries and keys (Qwen 3) nor more heads "
-                         "where several of queries share one of keys")
+    can_widen(model, old, new)
     ratio = old.n_embd / new.n_embd
     new.norm_eps = old.norm_eps * ratio
     wide = GPT(new).to(device=model.device, dtype=model.wte.weight.dtype)
@@ -446,3 +437,17 @@ def widen(model, n_embd=None, n_head=None, d_ff=None, seed=0):
             state[name] = grow(t, shape)
     wide.load_state_dict(state)
     return wide
+
+
+def can_widen(model, old, new):
+    """Raises ValueError where `widen` would not keep the function; old, new: Config."""
+    if any(model.live(level) for level in range(len(old.ranks))):
+        raise ValueError("widen found live experts: settle or discard them first")
+    if not old.rms:
+        raise ValueError("widen needs RMSNorm: LayerNorm subtracts a mean that would change")
+    if new.n_embd < old.n_embd or new.n_head < old.n_head or new.d_ff < old.d_ff:
+        raise ValueError(f"widen cannot shrink: n_embd {old.n_embd}, n_head {old.n_head}, "
+                         f"d_ff {old.d_ff} are the least")
+    if old.qk_gain or (old.kv_heads != old.n_head and new.n_head != old.n_head):
+        raise ValueError("widen knows neither gains of queries and keys (Qwen 3) nor more heads "
+                         "where several of queries share one of keys")

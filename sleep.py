@@ -10,7 +10,7 @@ picture; the last chapter of nanoSleep.
     python sleep.py --resume --out_dir=out             go on where it stopped
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
     python sleep.py --chat                             tell, sleep, ask again
-    python sleep.py --data=text --data_dir=NOTES       days of your own: data/letters.py
+    python sleep.py --data=text --data_dir=NOTES       days of your own: data/textfiles.py
     torchrun --nproc_per_node=2 sleep.py               processes, one life
     python sleep.py --help                             every flag
 """
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, letters, notes, plan, store, team,
-                  text, weights, world)
+from data import (chat, classes, diary, exam, flags, gate, notes, plan, store, team,
+                  text, textfiles, weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -67,7 +67,7 @@ def main(argv):
     report(summaries, a)
 
 
-DATA = {"world": world.load, "text": letters.load,
+DATA = {"world": world.load, "text": textfiles.load,
         **dict.fromkeys(classes.TABLES, classes.load)}
 
 

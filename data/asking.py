@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import dream
 from data import notes
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
-                       remember, said, specific, spoken, stands_in, wakes)
+                       remember, said, specific, token_log_probs, stands_in, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
                           split, sureness, take, unpack)
 from dream import VIEWS
@@ -447,8 +447,8 @@ def look_back(model, cold, z, teacher, day, marks):
 
     The new self answers the quizzes of the day by its own gate: a passage of which it knows no
     more than half is lost, for tonight, and so is one of whose sentences no more than half can be
-    said again (`kept`). And it answers what it asks in dreams of old: raises RestlessNight where
-    more than a share MOVED of those answers have changed.
+    said again (`said_again`). And it answers what it asks in dreams of old: raises RestlessNight
+    where more than a share MOVED of those answers have changed.
     """
     pairs = unpack(z)
     answers = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
@@ -456,12 +456,12 @@ def look_back(model, cold, z, teacher, day, marks):
     notes.kept(z, answers)
     if sum(right) < KNOWN * len(right):
         raise RestlessNight(f"in the end {sum(right)} of {len(right)} quizzes were known")
-    known, said_again = {}, kept(z, right, teacher, marks)
+    known, again = {}, said_again(z, right, teacher, marks)
     for (k, _, _), r, recalled in zip(pairs, right, z.recalled.tolist()):
         for p in () if recalled else teacher.home[k]:
             known.setdefault(p, []).append(r)
     lost = [p for p in range(len(day.passages)) if p not in known or
-            any(2 * sum(some) <= len(some) for some in (known[p], said_again.get(p, [True])))]
+            any(2 * sum(some) <= len(some) for some in (known[p], again.get(p, [True])))]
     old = dream.questions(cold, marks, HELD_OUT)
     before, after = (remember(who, marks, old, MAX_NEW) for who in (cold, model))
     notes.old(old, before, after)
@@ -471,7 +471,7 @@ def look_back(model, cold, z, teacher, day, marks):
     return {"known": sum(right) / len(right), "lost": lost, "moved": moved}
 
 
-def kept(z, right, teacher, marks):
+def said_again(z, right, teacher, marks):
     """{passage: [True for each of its sentences that can be said again]}, of what was asked about.
 
     A sentence can if a quiz is known whose answer stands in it and that has all its RARE words, in
@@ -485,7 +485,7 @@ def kept(z, right, teacher, marks):
         for p in teacher.home[k] if r else ():
             known.setdefault(p, {})[q, y[:-1]] = None
     rows = [[marks.bos, *sentence] for _, sentence in teacher.told]
-    log_p = spoken(teacher.model, rows, [None] * len(rows), [0] * len(rows)).tolist()
+    log_p = token_log_probs(teacher.model, rows, [None] * len(rows), [0] * len(rows)).tolist()
     for (p, sentence), nats in zip(teacher.told, log_p):
         rare = {word for word, n in zip(sentence, nats) if n < RARE}
         score.setdefault(p, []).append(any(stands_in(y, sentence) and rare <= {*q, *y}

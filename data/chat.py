@@ -13,7 +13,7 @@ import torch
 
 from data import flags, run, store, text
 from data.exam import said_by
-from data.gate import MAX_NEW, answer, awake_for, wakes
+from data.gate import MAX_NEW, answer, token_log_probs, wakes
 from data.quizzes import pack
 from dream import memories
 from model import FAST
@@ -128,10 +128,8 @@ def sure(model, marks, question, y, source, context):
     z, begin = pack([(0, question, y)], model.device), 0
     if memory is not None:
         begin = int(wakes(model, z, *memory, marks))
-    ids = torch.tensor([row + list(y)], device=model.device)
-    log_p = model(ids[:, :-1], awake=awake_for([memory], [begin], model.device)).float()
-    log_p = log_p.log_softmax(-1).gather(2, ids[:, 1:, None])[0, len(row) - 1:, 0]
-    return float(log_p.min().exp())
+    log_p = token_log_probs(model, [row + list(y)], [memory], [begin])
+    return float(log_p[0, len(row) - 1:].min().exp())
 
 
 def slept(a, model, data, told, night):

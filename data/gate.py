@@ -131,8 +131,8 @@ def remember(model, marks, asked, max_new=MAX_NEW):
 def certainty(model, rows, answers, sources, begin):
     """p of the least certain word of the answer to each row, as its memory says it: [p]."""
     asked = [i for i, source in enumerate(sources) if source is not None]
-    log_p = spoken(model, [rows[i] + answers[i] for i in asked], [sources[i] for i in asked],
-                   [begin[i] for i in asked])
+    whole, who = [rows[i] + answers[i] for i in asked], [sources[i] for i in asked]
+    log_p = token_log_probs(model, whole, who, [begin[i] for i in asked])
     at = torch.arange(1, log_p.shape[1] + 1, device=log_p.device)
     start = torch.tensor([len(rows[i]) for i in asked], device=log_p.device)
     least = log_p.masked_fill(at < start[:, None], 0.0).amin(1) if asked else log_p
@@ -165,10 +165,10 @@ def meant(model, prompts, since, owners):
 def likelihood(model, rows, sources, at_once=512):
     """log p(row | its memory) of rows of ids, the first two given: (N,). sources: (level, expert)
     for each row, awake from the first token on; None: the pretrained self."""
-    return spoken(model, rows, sources, [0] * len(rows), at_once)[:, 1:].sum(1)
+    return token_log_probs(model, rows, sources, [0] * len(rows), at_once)[:, 1:].sum(1)
 
 
-def spoken(model, rows, sources, begin, at_once=512):
+def token_log_probs(model, rows, sources, begin, at_once=512):
     """log p of every token of each row but the first, as its memory, awake from begin on, says it:
     (N, T-1), 0 behind the end of a row."""
     T = max((len(row) for row in rows), default=1)

@@ -2,10 +2,10 @@
 The notebook of a night: what the page of a life (data/page.py) shows of it. Skip it at first.
 
 Chapters and data/ write into it in passing, a line each. A night is the same to the last bit
-whether notes are taken or not: nothing here draws a random number, nothing is handed back, and
-tensors stay tensors until the morning (data/diary.py makes them text), so that nobody waits for a
-device. What is kept is a sample, evenly spaced. Nobody has begun (a bench calls seed.night): then
-every function does nothing. Of a team the first process takes notes. Ours.
+whether notes are taken or not: nothing here draws a random number, nothing is handed back. What is
+noted in the steps of a night stays a tensor until the morning (data/diary.py makes it text), so
+that no step waits for a device. What is kept is a sample, evenly spaced. Nobody has begun (a bench
+calls seed.night): then every function does nothing. Of a team the first process takes notes. Ours.
 """
 import torch
 import torch.nn.functional as F

@@ -10,8 +10,10 @@ import math
 from collections import namedtuple
 
 from data.flags import fail
+from data.gate import MAX_NEW as ANSWER
 from data.text import sentences
 from data.weights import config_in
+from seed import BATCH as ROWS, FORCED, LEAST, STEPS, USUAL
 
 Card = namedtuple("Card", "name gigabytes tflops bandwidth")         # dense bfloat16; GB a second
 CARDS = [Card("rtx4090", 24, 165, 1008), Card("l40s", 48, 362, 864), Card("a100", 80, 312, 2039),
@@ -21,9 +23,7 @@ GB = 1e9
 LAUNCH = 1e-3                           # seconds to launch the kernels of a block, roughly
 ROOMY = 0.9                             # share of a card that can be filled
 COPIES = 6                              # of all weights: base, self, yesterday, cold, two teachers
-ROWS, FORCED, ROLLOUTS = 32, 8, 32      # of a step of distillation (seed.py), of an on-policy one
-LEAST, USUAL = 120, 24                  # steps of a night; sentences of a usual day (seed.py)
-ANSWER = 24                             # tokens of an answer at most (gate.MAX_NEW)
+ROLLOUTS = ROWS                         # of an on-policy step
 CHUNK = 1024                            # words at a time in the loss (kernels.in_chunks)
 Asked = namedtuple("Asked", "quizzes facts tokens words read answered")
 ASKED = Asked(quizzes=2.7,              # quizzes a document of 64 tokens, about as many are learnt
@@ -129,7 +129,7 @@ def night(c, passages, sentences_, length, a, size):
     often = a.quizzes * max(1, USUAL // sentences_)                    # as in seed.night
     documents = 2 * sentences_ * often
     N, T, A = int(ASKED.quizzes * documents), ASKED.tokens, ASKED.words
-    steps = a.seed_steps or max(LEAST, 3 * int(ASKED.facts * sentences_))
+    steps = a.seed_steps or max(LEAST, STEPS * int(ASKED.facts * sentences_))
     rows, late = ROWS + FORCED, int(0.3 * a.on_policy * steps)
     words = ROWS * A + FORCED * T
     flops = {"dreaming of the day": forward(c, documents * 64, length, documents * 64),

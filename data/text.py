@@ -2,7 +2,7 @@
 What every data set speaks: four marks, documents with a weight for each token, days, exams.
 
 A data set is a file in data/ with one function `load(a) -> Data` (a: the flags); of your own notes,
-a folder with a file a day, data/letters.py makes one. A document is
+a folder with a file a day, data/textfiles.py makes one. A document is
     <bos> passage (<ask> question <answer> answer <end>)*
 """
 import re

@@ -325,13 +325,13 @@ def looked_up(monkeypatch, memory, z=ask(*Q), sure=0.9):
     model.unknown = torch.tensor(UNKNOWN)
     monkeypatch.setattr(asking, "remember", lambda *a: memory)
 
-    def spoken(z, p):
+    def token_log_probs(z, p):
         rest = (1 - p) / (V - 1)
         t = torch.full((*z.ids[:, 1:].shape, V), rest)
         return t.scatter(2, z.ids[:, 1:, None], p).log()
     monkeypatch.setattr(asking, "memory_of", lambda model, z, marks, sources:
-                        asking.answers_of(z, spoken(z, 0.8)))
-    got = asking.look_up(SimpleNamespace(model=model), z, MARKS, lambda z, view: spoken(z, sure))
+                        asking.answers_of(z, token_log_probs(z, 0.8)))
+    got = asking.look_up(SimpleNamespace(model=model), z, MARKS, lambda z, view: token_log_probs(z, sure))
     return got, list(zip(unpack(got), got.recalled.tolist()))
 
 
@@ -481,12 +481,12 @@ def test_what_cannot_be_said_again_is_not_kept(monkeypatch):
     z = pack(quizzes, "cpu")
     model = SimpleNamespace(quotes=torch.tensor(True))
     teacher = SimpleNamespace(model=model, told=told, home=[{0}, {1}, {2}])
-    monkeypatch.setattr(asking, "spoken", lambda model, rows, sources, begin: torch.tensor(
+    monkeypatch.setattr(asking, "token_log_probs", lambda model, rows, sources, begin: torch.tensor(
         [[*(rare if t in (10, 11, 12) else common for t in row[1:]), *[0.0] * (4 - len(row))]
          for row in rows]))
-    assert asking.kept(z, [True] * 3, teacher, MARKS) == {0: [True], 1: [False], 2: [True]}
-    assert asking.kept(z, [False, True, True], teacher, MARKS)[0] == [False]
+    assert asking.said_again(z, [True] * 3, teacher, MARKS) == {0: [True], 1: [False], 2: [True]}
+    assert asking.said_again(z, [False, True, True], teacher, MARKS)[0] == [False]
     teacher.told = [(0, [10, 11, 23]), *told[1:]]               # the answer stands nowhere
-    assert asking.kept(z, [True] * 3, teacher, MARKS)[0] == [False]
+    assert asking.said_again(z, [True] * 3, teacher, MARKS)[0] == [False]
     model.quotes = torch.tensor(False)
-    assert asking.kept(z, [True] * 3, teacher, MARKS) == {}
+    assert asking.said_again(z, [True] * 3, teacher, MARKS) == {}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import sleep
-from data import exam, flags, letters, page, text, world
+from data import exam, flags, page, text, textfiles, world
 from tests.test_sleep import SLEEPER, TINY, forked, refused
 
 FIRST = """\
@@ -48,7 +48,7 @@ def lived(notes, tmp_path_factory):
 
 
 def loaded(folder, *words):
-    return letters.load(flags.parse(["--data=text", f"--data_dir={folder}", *words]))
+    return textfiles.load(flags.parse(["--data=text", f"--data_dir={folder}", *words]))
 
 
 # --------------------------------------------------------------------------------------------------
