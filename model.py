@@ -389,9 +389,11 @@ class GPT(nn.Module):
         return super().load_state_dict(state, **kw)
 
 
-def clone(model):
-    """A frozen copy: the self before sleep."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+def clone(model, share=False):
+    """A frozen copy: the self before sleep. share: its frozen weights are the same tensors, not
+    copies of them: for selves into whose pretrained weights nothing is ever written."""
+    same = {id(p): p for p in model.parameters() if share and not p.requires_grad}
+    return copy.deepcopy(model, same).eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def night(model, day, marks, a):
     to study where they are too many; nothing else is ever seen of it. a: the flags of sleep.py.
     log["lost"]: the passages that the self could not learn. Raises RestlessNight.
     """
-    cold = clone(model)                                         # the self without its day
+    cold = clone(model, a.expand)                               # the self without its day
     alone = asking.one_by_one(day)
     teacher = hold(cold, alone, marks)                          # the same self, the day in mind
     often = a.quizzes if day.study else a.quizzes * max(1, USUAL // len(alone.passages))
@@ -119,7 +119,7 @@ def hold(cold, day, marks):
     """
     if not any(day.passages):
         raise RestlessNight("the day was empty")
-    model, awake = clone(cold), {}
+    model, awake = clone(cold, share=True), {}
     if day.study:
         awake = {FAST: model.n_experts(FAST)}
         study(model, day.study)
@@ -338,7 +338,7 @@ def consolidate(model, marks, a):
     The experts dream of their nights, the self before answers. The new expert inherits what the
     gate knows of them, so it wakes exactly where they did.
     """
-    teacher, new = clone(model), model.n_experts(SLOW)
+    teacher, new = clone(model, share=True), model.n_experts(SLOW)
     dreamt = dream.memories(teacher, FAST, marks, REMEMBERED)
     found = remember(teacher, marks, [q for _, q, _ in dreamt], MAX_NEW) if dreamt else []
     pairs = [(e, q, tuple(y)) for (e, q, _), (y, source) in zip(dreamt, found)

@@ -203,7 +203,7 @@ def live(a, method, base, data, folder, pretraining):
     if a.resume and any(os.path.isfile(path + end) for end in ("", ".before")):
         model, state = load(path, a.torch_device)
     else:
-        model = clone(base)
+        model = clone(base, share=method == "sleep" and a.expand)
         before = {k: exam.share(exam.sit(model, data, v), [k]) for k, v in data.always.items()}
         state = {"R": [], "nights": [], "graded": [], "pending": [], "before": before,
                  "params": model.n_params(), "seconds": {"pretrain": pretraining}}
@@ -261,7 +261,7 @@ def asleep(a, model, day, marks, i):
 
     A night gone wrong is undone: the self wakes as yesterday's, the day stays in its context.
     """
-    yesterday = clone(model)
+    yesterday = clone(model, a.expand)
     try:
         log = in_cycles(a, model, day, marks)
         if a.period and (i + 1) % a.period == 0:

@@ -22,7 +22,7 @@ MFU = 0.33                              # share of that which a step uses (bench
 GB = 1e9
 LAUNCH = 1e-3                           # seconds to launch the kernels of a block, roughly
 ROOMY = 0.9                             # share of a card that can be filled
-COPIES = 6                              # of all weights: base, self, yesterday, cold, two teachers
+COPIES = 6                              # of weights that learn: base, self, yesterday, cold, ...
 ROLLOUTS = ROWS                         # of an on-policy step
 CHUNK = 1024                            # words at a time in the loss (kernels.in_chunks)
 Asked = namedtuple("Asked", "quizzes facts tokens words read answered")
@@ -146,7 +146,7 @@ def night(c, passages, sentences_, length, a, size):
     looks = 64 + ASKED.answered * math.ceil(N / 512) * ANSWER + late * ANSWER
     tokens, read = rows * T, min(N, 128)
     log_p = read * T * c.vocab_size * 4                              # of the day's teacher, a part
-    held = {"weights": COPIES * parameters(c) * size,
+    held = {"weights": (1 if a.expand else COPIES) * parameters(c) * size,
             "an expert and Muon": 3 * expert(c) * size,
             "caches": cache(c, 2 * (passages + 2 * sentences_), length, size)
             + cache(c, min(documents, 512), 64, size) + cache(c, read, length + T, size),

@@ -157,6 +157,18 @@ def test_a_clone_is_frozen_and_apart():
     assert not same_state(copy, model)
 
 
+def test_selves_of_a_night_share_what_nobody_writes_into():
+    model = lively().requires_grad_(False)
+    model.unlock(FAST)
+    copy = clone(model, share=True)
+    assert copy.wte.weight is model.wte.weight and same_state(copy, model)
+    assert copy.live(FAST)[0] is not model.live(FAST)[0]
+    model.live(FAST)[0].data += 1
+    model.settle(FAST)
+    assert not same_state(copy, model) and copy.n_experts(FAST) == model.n_experts(FAST)
+    assert clone(model).wte.weight is not model.wte.weight
+
+
 def test_tomorrows_rank():
     model = plain()
     before = tokens(3, 20)
