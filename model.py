@@ -57,6 +57,7 @@ class Config:
     qk_norm: bool = True        # ours: queries and keys normed, and a sharper scale
     qk_gain: bool = False       # Qwen 3's: normed, with a gain for each dimension
     conv: int = 3               # taps of the causal convolution; 0: none (all but ours)
+    scaffold: bool = None       # is it there? Asked while a plain one is born (data/scaffold.py)
     norm_eps: float = 1e-5
     tied: bool = True           # words are written with the table they are read with
     ranks: tuple = (32, 32, 96) # rank of an expert of each level; the last level holds the MLP
@@ -178,7 +179,7 @@ class Block(nn.Module):
         return h
 
     def convolve(self, h, at, past):
-        if not self.config.conv:
+        if not self.config.conv or self.config.scaffold is False:
             return h
         x, taps, T = self.norm_conv(h), self.config.conv - 1, h.shape[1]
         if past is None:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, notes, plan, store, team,
+from data import (chat, classes, diary, exam, flags, gate, notes, plan, scaffold, store, team,
                   text, textfiles, weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
@@ -86,7 +86,7 @@ def born(a, data):
     run.stage(a, "weights")
     whole = a.init_from.endswith(".pt")                     # else the format has to be learnt first
     if a.init_from == "scratch":
-        model = GPT(config)
+        model = scaffold.newborn(config)
     elif whole:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
@@ -154,10 +154,12 @@ def pretrain(a, model, data, half):
             run.stage(a, "pretrain", step, own=True)
         share = step / a.pretrain_steps
         docs = [data.document(run.random, share) for _ in range(BATCH)]
+        scaffold.stand(model, step, a.pretrain_steps)
         loss = document_loss(model, *text.pad_documents(docs))
         descend(model, opts, loss, min(1.0, (step + 1) / RISE, (1 - share) / FALL + 0.02))
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.2f}")
+    scaffold.take_down(model)
 
 
 def document_loss(model, ids, weight):

@@ -1,0 +1,38 @@
+"""
+A scaffold for plain transformers. Ours.
+
+To read is to find a word again and to go on as it went on there; that needs a head that looks one
+word back, and plain attention finds none for thousands of steps. Our convolution looks back from
+birth. So a plain transformer (Config.conv = 0) that is pretrained here begins with a convolution,
+and has it in fewer and fewer of its steps, from the share FROM of them to the share TO: attention
+learns to do without, while all that builds on it stands. Then it is taken down: what is left is
+plain.
+"""
+from dataclasses import replace
+
+from model import GPT, Config
+
+FROM, TO = 0.15, 0.6                # shares of pretraining in which it leaves
+GOLDEN = 0.6180339887498949         # the fractions of its multiples are spread evenly
+
+
+def newborn(config):
+    """A GPT of this Config from scratch; if it is plain, with a scaffold."""
+    plain = not config.conv
+    return GPT(replace(config, conv=Config.conv, scaffold=True) if plain else config)
+
+
+def stand(model, step, steps):
+    """Is it there in this step of pretraining? A function of the step: the same for all processes,
+    and after an interruption. In place."""
+    there = 1 - (step / steps - FROM) / (TO - FROM)
+    if model.config.scaffold is not None:
+        model.config.scaffold = step * GOLDEN % 1 < there
+
+
+def take_down(model):
+    """What is left is a plain transformer, in place."""
+    if model.config.scaffold is not None:
+        model.config.conv, model.config.scaffold = 0, None
+        for block in model.blocks:
+            del block.conv, block.norm_conv

@@ -1,0 +1,35 @@
+"""What a plain transformer is born with is not there in the end, and its steps are those of before
+after an interruption."""
+import torch
+
+from data import scaffold
+from model import GPT, Config, clone
+from tests.small import V, tokens
+
+SMALL = dict(vocab_size=V, n_layer=2, n_head=2, head_dim=8, n_embd=16, d_ff=32)
+
+
+def test_a_plain_one_is_born_with_a_convolution_and_grows_up_without():
+    config = Config(**SMALL, conv=0)
+    model, ids = scaffold.newborn(config), tokens(2, 9)
+    with_it = model(ids)
+    steps = [scaffold.stand(model, step, 1000) or model.config.scaffold for step in range(1000)]
+    assert all(steps[:150]) and not any(steps[600:])
+    assert abs(sum(steps[150:600]) / 450 - 0.5) < 0.01                  # fewer and fewer
+    assert sum(steps[150:300]) > sum(steps[300:450]) > sum(steps[450:600])
+    without = model(ids)
+    assert not torch.equal(with_it, without)
+    scaffold.take_down(model)
+    assert torch.equal(model(ids), without) and model.config == config
+    plain = GPT(config)
+    plain.load_state_dict(model.state_dict())                           # nothing of it is left
+    assert torch.equal(plain(ids), without)
+
+
+def test_ours_keeps_its_convolution():
+    model = scaffold.newborn(Config(**SMALL))
+    before = clone(model)
+    scaffold.stand(model, 900, 1000)
+    scaffold.take_down(model)
+    ids = tokens(2, 9)
+    assert model.config == before.config and torch.equal(model(ids), before(ids))
