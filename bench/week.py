@@ -4,6 +4,7 @@ The default life, once a seed (of weights and of the world): what every kind of 
     python bench/week.py --seeds=1,2,3        -> bench/results/week.json and the table of the README
     python bench/week.py --crowd=40           one day of forty people from each of these bases
                                                                             -> crowd.json
+    python bench/week.py --arch=gpt2          the week of a plain transformer  -> arch-gpt2.json
     python bench/week.py --table=1            only the table, from the file
 
 A life that is finished is not lived again, one that was interrupted goes on (--work holds them).
@@ -21,10 +22,12 @@ sys.path.insert(0, ROOT)
 from bench import stats
 from bench.tables import span, week
 from data import flags
+from model import ARCHITECTURES
 
 FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
     "crowd": (0, flags.COUNT, "people of the one day that each base lives; 0: the week"),
+    "arch": ("ours", tuple(ARCHITECTURES), "of the self"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
     "work": ("out-week", flags.TEXT, "folder of the lives"),
@@ -48,8 +51,9 @@ def live(seed, folder, device, *new):
 
 def life_of(o, seed):
     """The summary of a default life, or of one crowded day lived from its base."""
-    folder = os.path.abspath(os.path.join(o.work, f"seed{seed}"))
-    week_long = live(seed, folder, o.device)
+    name = f"seed{seed}" if o.arch == "ours" else f"{o.arch}-seed{seed}"
+    folder = os.path.abspath(os.path.join(o.work, name))
+    week_long = live(seed, folder, o.device, f"--arch={o.arch}")
     if not o.crowd:
         return week_long
     return live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt", "--days=1",
@@ -58,7 +62,10 @@ def life_of(o, seed):
 
 def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, "week.py")
-    path = os.path.join(stats.RESULTS, "crowd.json" if o.crowd else "week.json")
+    if o.crowd and o.arch != "ours":
+        flags.fail("--crowd is lived by our architecture alone: leave --arch out", "week.py")
+    plain = None if o.arch == "ours" else f"arch-{o.arch}.json"
+    path = os.path.join(stats.RESULTS, plain or ("crowd.json" if o.crowd else "week.json"))
     if not o.table:
         seeds = flags.numbers(o.seeds, "seeds", "week.py")
         with ThreadPoolExecutor(o.at_once) as side_by_side:
@@ -67,10 +74,10 @@ def main(argv):
         file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])), "runs": runs}
         with open(path, "w", encoding="utf-8") as f:
             json.dump(file, f, indent=1)
-    file = stats.read("week.json")
+    file = stats.read(plain or "week.json")
     if file is None:
-        flags.fail("no bench/results/week.json yet: run without --table", "week.py")
-    print("\n".join(week(file, stats.read("crowd.json"))))
+        flags.fail(f"no bench/results/{plain or 'week.json'} yet: run without --table", "week.py")
+    print("\n".join(week(file, None if plain else stats.read("crowd.json"))))
     for key in ALL:
         print(f"{key}: {span(file['runs'], key)}")
 
