@@ -10,16 +10,30 @@ plain.
 """
 from dataclasses import replace
 
+import torch
+
 from model import GPT, Config
 
 FROM, TO = 0.15, 0.6                # shares of pretraining in which it leaves
+AMPLITUDE = 0.3                     # of the waves, as which learned positions are born
 GOLDEN = 0.6180339887498949         # the fractions of its multiples are spread evenly
 
 
 def newborn(config):
     """A GPT of this Config from scratch; if it is plain, with a scaffold."""
     plain = not config.conv
-    return GPT(replace(config, conv=Config.conv, scaffold=True) if plain else config)
+    model = GPT(replace(config, conv=Config.conv, scaffold=True) if plain else config)
+    if model.wpe is not None:
+        model.wpe.weight.data.copy_(AMPLITUDE * waves(*model.wpe.weight.shape))
+    return model
+
+
+def waves(n, d):
+    """Positions as waves (Vaswani et al. 2017), (n, d): to look back is to turn them. A learned
+    table that begins so need not find them."""
+    freq = 10000.0 ** (-torch.arange(d // 2) / (d // 2))
+    angle = torch.arange(n)[:, None] * freq
+    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def stand(model, step, steps):

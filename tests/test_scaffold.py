@@ -2,6 +2,7 @@
 after an interruption."""
 import torch
 
+import sleep
 from data import scaffold
 from model import GPT, Config, clone
 from tests.small import V, tokens
@@ -33,3 +34,17 @@ def test_ours_keeps_its_convolution():
     scaffold.take_down(model)
     ids = tokens(2, 9)
     assert model.config == before.config and torch.equal(model(ids), before(ids))
+
+
+def test_learned_positions_are_born_as_waves_and_learn_slowly():
+    model = scaffold.newborn(Config(**SMALL, conv=0, rope=False, rms=False, bias=True))
+    wave = model.wpe.weight / scaffold.AMPLITUDE
+    sin, cos = wave.chunk(2, 1)
+    assert torch.allclose(sin ** 2 + cos ** 2, torch.ones_like(sin), atol=1e-5)
+    turned = sin[:-1] * cos[1] + cos[:-1] * sin[1]                      # one step is a turn
+    assert torch.allclose(turned, sin[1:], atol=1e-4)
+    _, adam = sleep.optimizers(model)
+    fast, slow = adam.param_groups
+    assert slow["lr"] == fast["lr"] / 10 and any(p is model.wpe.weight for p in slow["params"])
+    learnt = [p for opt in sleep.optimizers(model) for g in opt.param_groups for p in g["params"]]
+    assert len(learnt) == len(list(model.parameters()))
