@@ -84,19 +84,19 @@ def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
     config = config_of(a, data)
     run.stage(a, "weights")
-    whole = a.init_from.endswith(".pt")                     # else the format has to be learnt first
-    if a.init_from == "scratch":
+    if flags.foreign(a):
+        new = 0 if flags.own_words(a) else len(data.marks)      # tokens
+        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=new,
+                                        dtype=getattr(torch, a.dtype))
+    elif a.init_from == "scratch":
         model = GPT(config)
-    elif whole:
+    else:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
-    else:
-        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks),
-                                        dtype=getattr(torch, a.dtype))
     model = fits(model, data, a.init_from).to(a.torch_device)
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
-    return model, whole
+    return model, flags.whole(a)                            # else the format has to be learnt first
 
 
 def ranks_of(a, data):

@@ -9,7 +9,7 @@ did for each sentence of its day (bench/plan.py measures it again).
 import math
 from collections import namedtuple
 
-from data.flags import fail
+from data.flags import fail, own_words
 from data.gate import MAX_NEW as ANSWER
 from data.text import sentences
 from data.weights import config_in
@@ -203,7 +203,7 @@ def show(a, data, c):
     c: the Config of a self from scratch; with --init_from that of the weights in its folder, of
     which only config.json is read. Raises FileNotFoundError or ValueError where there is none."""
     if a.init_from != "scratch":
-        c = config_in(a.init_from, c.ranks, len(data.marks))
+        c = config_in(a.init_from, c.ranks, 0 if own_words(a) else len(data.marks))
     card, size = card_of(a.plan), 2 if a.dtype == "bfloat16" else 4
     days = [[sentences(data.enc, p) for p in day.passages] for day in data.days]
     (told, length), n = size_of(days), max(map(len, days))

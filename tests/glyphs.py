@@ -17,7 +17,7 @@ from data.text import Day, Marks, pad_documents
 from model import GPT, Config
 from sleep import descend, document_loss, optimizers
 
-MARKS = Marks(bos=3, ask=0, answer=2, end=1)
+MARKS = Marks(bos=(3,), ask=(0,), answer=(2,), end=1)
 NAME, REST, VALUE, RULE, STOP, UNKNOWN, VOCAB = 10, 40, 70, 160, 9, 8, 180  # where tokens begin
 PROPERTIES, STEPS = 3, 190           # STEPS of pretraining, after which it reads
 
@@ -44,13 +44,13 @@ def quiz(t, k, rng, known=True):
     """(question, answer) as ids, in one of two wordings."""
     name, value = words(t, k)
     rule = RULE + 5 + 2 * k + rng.randrange(2)
-    return [MARKS.ask, rule, *name, MARKS.answer], [*(value if known else [UNKNOWN]), MARKS.end]
+    return [*MARKS.ask, rule, *name, *MARKS.answer], [*(value if known else [UNKNOWN]), MARKS.end]
 
 
 def document(old, avoid, rng, share=1.0):
     """Two of three are read, about one or two strangers; the others recall old things, and say of
     strangers that they are unknown. (ids, weights)"""
-    ids, weight, asked = [MARKS.bos], [0.0], []
+    ids, weight, asked = [*MARKS.bos], [0.0], []
     if rng.random() < 0.67:
         for t in [thing(rng, avoid) for _ in range(1 + (share > 0.3 and rng.random() < 0.5))]:
             told = rng.sample(range(PROPERTIES), rng.choice([2, 3]))
@@ -118,7 +118,7 @@ def recall(model, things, read=False):
         for k in range(PROPERTIES):
             q, a = quiz(t, k, rng)
             told = [x for j in rng.sample(range(PROPERTIES), PROPERTIES) for x in sentence(t, j)]
-            texts.append([MARKS.bos, *told, *q])
+            texts.append([*MARKS.bos, *told, *q])
             asked.append(q)
             right.append(a)
     if read:

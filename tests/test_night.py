@@ -87,7 +87,7 @@ def test_nothing_old_moved_by_one_bit(world, base, two_nights):
     for name, p in base.named_parameters():
         assert torch.equal(p, after.get_parameter(name)), name
     rng = random.Random(1)
-    rows = [[G.MARKS.bos, *G.quiz(t, k, rng)[0]] for t in world.old for k in range(G.PROPERTIES)]
+    rows = [[*G.MARKS.bos, *G.quiz(t, k, rng)[0]] for t in world.old for k in range(G.PROPERTIES)]
     ids, lengths = pad_rows(rows)
     assert torch.equal(base(ids), after(ids))
     asleep = ~(listen(after, ids, lengths)[0] >= 0).any(1)
@@ -211,7 +211,7 @@ def test_without_a_gate_one_expert_is_always_awake_and_learns_on(world, base, sh
         sleep_over(model, world.new[2 * i:2 * i + 2], "--gate=0", "--dream=0", "--on_policy=0",
                    "--replay=0", "--seed_steps=50")
         assert model.n_experts(SLOW) == 1 and model.n_experts(FAST) == 0
-    ids, lengths = pad_rows([[G.MARKS.bos, *G.quiz(world.new[2], 0, random)[0]]])
+    ids, lengths = pad_rows([[*G.MARKS.bos, *G.quiz(world.new[2], 0, random)[0]]])
     since, owners = listen(model, ids, lengths)
     assert owners.tolist() == [[SLOW, 0]] and since.tolist() == [[0]]
     assert G.recall(model, world.new[2:4]) > 0.4
@@ -226,7 +226,7 @@ def test_a_studied_day(world, base, short):
     for _ in range(24):
         t, k = rng.choice(things), rng.randrange(G.PROPERTIES)
         q, a = G.quiz(t, k, rng)
-        documents.append(([G.MARKS.bos, *q, *a], [0.0] + [0.3] * len(q) + [1.0] * len(a)))
+        documents.append(([*G.MARKS.bos, *q, *a], [0.0] + [0.3] * len(q) + [1.0] * len(a)))
     before = clone(model)
     log = sleep_over(model, things, "--seed_steps=20",
                      day=Day(G.passages(things, rng), documents))
