@@ -281,7 +281,8 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    old = {"chat": False, "plan": "", "format": "auto", **old}                # of a life begun before there were any
+    later = {"chat": False, "plan": "", "format": "auto"}
+    old = {**later, **old}                                  # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:
         what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"

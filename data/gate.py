@@ -109,7 +109,8 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     prompts = [[*marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
     since, owners = listen(model, *pad_rows(prompts, model.device))
-    woken, since, owners = meant(model, marks, prompts, since, owners), since.tolist(), owners.tolist()
+    woken = meant(model, marks, prompts, since, owners)
+    since, owners = since.tolist(), owners.tolist()
     found, guess, waiting = {}, {}, range(len(prompts))
     while waiting:
         units = [woken[i].pop() if woken[i] else None for i in waiting]
@@ -166,8 +167,8 @@ def meant(model, marks, prompts, since, owners):
 
 
 def likelihood(model, rows, sources, given=2, at_once=512):
-    """log p(row | its memory) of rows of ids, the first `given` of them given: (N,). sources: (level,
-    expert) for each row, awake from the first token on; None: the pretrained self."""
+    """log p(row | its memory) of rows of ids, the first `given` of them given: (N,). sources:
+    (level, expert) for each row, awake from the first token on; None: the pretrained self."""
     log_p = token_log_probs(model, rows, sources, [0] * len(rows), at_once)
     return log_p[:, given - 1:].sum(1)
 
@@ -436,7 +437,8 @@ def wakes(model, z, level, expert, marks):
     nowhere."""
     if model.config.listens == "text":                      # each of several that are proposed
         return torch.zeros_like(z.start)
-    return listen(model, behind_bos(z.ids, marks), len(marks.bos) + z.start, (level, expert))[0].amax(1)
+    rows, lengths = behind_bos(z.ids, marks), len(marks.bos) + z.start
+    return listen(model, rows, lengths, (level, expert))[0].amax(1)
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from data.engine import pad_rows
 
 Quizzes = namedtuple("Quizzes", "ids start length passage begin end wording thing recalled since "
                      "target", defaults=[None] * 7)
-# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and with
-# <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): the ids, counted
-# from 1, between which the question becomes specific; wording (N, T): words that name nothing; thing (N,):
-# what it is about; recalled (N,): answered from memory; since (N,): where, counted from the first
-# id of <bos> as 0, it wakes the new expert;
-# target (N, A, V): the teacher's log-probabilities of the A answer tokens
+# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and
+# with <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): the ids,
+# counted from 1, between which the question becomes specific; wording (N, T): words that name
+# nothing; thing (N,): what it is about; recalled (N,): answered from memory; since (N,): where,
+# counted from the first id of <bos> as 0, it wakes the new expert; target (N, A, V): the
+# teacher's log-probabilities of the A answer tokens
 
 
 class RestlessNight(ValueError):

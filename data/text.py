@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from data.bpe import SPECIAL
+from data.tokenizer import CHATS
 
 Data = namedtuple("Data", "name enc marks block_size document days exams always listen heard",
                   defaults=[None])
@@ -40,18 +41,8 @@ Day = namedtuple("Day", "passages study heard", defaults=[()])
 Item = namedtuple("Item", "context question answer kind")
 Marks = namedtuple("Marks", "bos ask answer end")       # tuples of ids; end: the one that stops
 
-SHORT = ("Answer in as few words as you can. If you have neither read nor known the answer, say: I "
-         "do not know.\n\n")
-CHATS = {  # a special token: what stands before a text, a question, an answer; what ends a turn
-    "<|im_start|>": (f"<|im_start|>system\n{SHORT}Text:",
-                     "<|im_end|>\n<|im_start|>user\nQuestion:",
-                     "<|im_end|>\n<|im_start|>assistant\n{thought}Answer:", "<|im_end|>"),
-    "<|start_header_id|>": (
-        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SHORT}Text:",
-        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQuestion:",
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{thought}Answer:",
-        "<|eot_id|>")}
-PLAIN = "{begin}Text:", "\nQuestion:", "\nAnswer:", "\n"
+SHORT = ("Answer each question in as few words as you can, in those of the text, without a full "
+         "stop. What you have neither read nor known, you answer with: I do not know\n\n")
 
 
 def marks_of(enc, own=False):
@@ -60,17 +51,27 @@ def marks_of(enc, own=False):
     if not own:
         bos, ask, answer, end = (enc.encode_single_token(s) for s in SPECIAL)
         return Marks((bos,), (ask,), (answer,), end)
-    special = enc.special_tokens_set
-    written = next((own for token, own in CHATS.items() if token in special), PLAIN)
-    begin = "<|endoftext|>" if "<|endoftext|>" in special else ""
-    thought = "<think>\n\n</think>\n\n" if "<think>" in special else ""
-    bos, ask, answer, end = (tuple(enc.encode(part.format(begin=begin, thought=thought),
-                                              allowed_special="all")) for part in written)
-    asked = enc.encode(" Who?" + written[1], allowed_special="all")
-    if not ask[:1] == answer[:1] == end or tuple(asked[-len(ask):]) != ask:
+    parts = in_own_words(enc.special_tokens_set)
+    bos, ask, answer = (tuple(enc.encode(part, allowed_special="all")) for part in parts)
+    asked = enc.encode(" Who?" + parts[1], allowed_special="all")
+    if ask[0] != answer[0] or tuple(asked[-len(ask):]) != ask:
         raise ValueError("this tokenizer joins a line's end to what stands before it and has no "
                          "chat format known here: learn the marks instead, --format=marks")
-    return Marks(bos, ask, answer, *end)
+    return Marks(bos, ask, answer, ask[0])
+
+
+def in_own_words(special):
+    """What stands before a text, a question and an answer, for a model with these special tokens;
+    the first token of the last two is what ends a turn."""
+    def there(token):
+        return token if token in special else ""
+    chat = next((chat for token, chat in CHATS.items() if token in special), None)
+    if chat is None:
+        return there("<|endoftext|>") + "Text:", "\nQuestion:", "\nAnswer:"
+    user, end, assistant = chat
+    system = there("<|begin_of_text|>") + user.replace("user", "system", 1)
+    thought = "<think>\n\n</think>\n\n" if "<think>" in special else ""
+    return f"{system}{SHORT}Text:", f"{end}{user}Question:", f"{end}{assistant}{thought}Answer:"
 
 
 def width(marks):
@@ -119,7 +120,7 @@ def said(mark):
 
 
 def begun(ids, marks):
-    """How much of <ask> stands at the end of a document: 1 where the <end> of an answer begins it."""
+    """How much of <ask> stands at the end of a document: 1 where an answer's <end> begins it."""
     return int(ids[-1] == marks.end == marks.ask[0])
 
 

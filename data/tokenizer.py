@@ -18,6 +18,10 @@ GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
               r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 MOST = 2 ** 20                          # tokens of a vocabulary
+CHATS = {  # a special token: what a person says and what the model says begin and end with
+    "<|im_start|>": ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"),   # Qwen
+    "<|start_header_id|>": ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>",
+                            "<|start_header_id|>assistant<|end_header_id|>\n\n")}       # Llama 3
 
 
 class Composed(tiktoken.Encoding):

@@ -2,7 +2,9 @@
 said in tiktoken's way is refused in one line."""
 import json
 import random
+import re
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -159,12 +161,13 @@ def test_marks_in_own_words_are_ids_of_a_whole_chat(pairs, kind):
     marks = marks_of(ours, own=True)
     assert tuple(map(ours.decode, marks[:3])) == WRITTEN[kind]
     assert marks.ask[0] == marks.answer[0] == marks.end
-    ids, _ = document_ids(ours, marks, " Ada lives at 27 Elm. Who?", [(" Where? ", " 27 Elm\u00e9"),
-                                                                     (" Who?", " Ada")])
+    asked = [(" Where?", " 27 Elm\u00e9"), (" Who?", " Ada")]
+    ids, _ = document_ids(ours, marks, " Ada lives at 27 Elm. Who?", asked)
     same(theirs, ours, ours.decode(ids))
     assert ours.encode(ours.decode(ids), allowed_special="all") == ids
     assert ours.decode(ids).count(ours.decode([marks.end])) >= 4    # none is doubled
-    assert as_text(ours, marks, [*marks.ask, *ours.encode_ordinary(" Who?"), *marks.answer]) == "Who?"
+    question = [*marks.ask, *ours.encode_ordinary(" Who?"), *marks.answer]
+    assert as_text(ours, marks, question) == "Who?"
     person = ours.encode_ordinary(ours.decode([marks.bos[0]]))      # typed, it is no mark
     assert marks.bos[0] not in person
 
@@ -174,13 +177,16 @@ def test_qwen_3_does_not_think_and_a_plain_text_needs_ends_of_lines(tmp_path):
     t.add_special_tokens(["<think>", "</think>"])
     t.save(str(tmp_path / "tokenizer.json"))
     ours = tokenizer_beside(tmp_path, marks=[])
-    assert ours.decode(marks_of(ours, own=True).answer).endswith("<think>\n\n</think>\n\nAnswer:")
-    t = tokenizers.Tokenizer.from_str(trained("llama").to_str().replace("<|start_header_id|>", "<|x|>"))
-    t.save(str(tmp_path / "tokenizer.json"))
-    ours = tokenizer_beside(tmp_path, marks=[])
-    if ours.encode_ordinary("?\n") != ours.encode_ordinary("?") + ours.encode_ordinary("\n"):
-        with pytest.raises(ValueError, match="--format=marks"):
-            marks_of(ours, own=True)
+    answer = ours.decode(marks_of(ours, own=True).answer)
+    assert answer.endswith("<think>\n\n</think>\n\nAnswer:")
+    ours = SimpleNamespace(special_tokens_set={"<|x|>"}, encode=joined)
+    with pytest.raises(ValueError, match="--format=marks"):
+        marks_of(ours, own=True)
+
+
+def joined(text, **_):
+    """A line's end joined to what stands before it, as Llama 3's and Qwen's tokenizers do."""
+    return [sum(map(ord, piece)) for piece in re.findall(r"\w+|[^\s\w]+\n*|\s+", text)]
 
 
 def test_no_tokenizer_is_none(tmp_path):
