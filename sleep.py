@@ -75,7 +75,8 @@ DATA = {"world": world.load, "text": textfiles.load,
 # Birth: weights, and what is known before the first day
 
 def config_of(a, data):                                         # of a self from scratch
-    return Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
+    length = data.block_size + 4 * text.spelt(data.marks)           # three questions, <bos>, <ask>
+    return Config(vocab_size=data.enc.n_vocab, block_size=length, n_layer=a.n_layer,
                   n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
                   ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
 
@@ -85,9 +86,8 @@ def born(a, data):
     config = config_of(a, data)
     run.stage(a, "weights")
     if flags.foreign(a):
-        new = 0 if flags.own_words(a) else len(data.marks)      # tokens
-        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=new,
-                                        dtype=getattr(torch, a.dtype))
+        new, dtype = 4 * (not flags.own_words(a)), getattr(torch, a.dtype)     # the four marks
+        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=new, dtype=dtype)
     elif a.init_from == "scratch":
         model = GPT(config)
     else:

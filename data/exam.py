@@ -131,7 +131,7 @@ def said_by(source):
 def question(model, data, a):
     """--ask: what the saved self answers, with --context in mind if there is one."""
     room = model.config.block_size - MAX_NEW - len(data.enc.encode_ordinary(a.ask)) \
-        - text.width(data.marks)
+        - 4 - text.spelt(data.marks)
     if room < 1:
         flags.fail("--ask is too long for the context of this self: ask in fewer words")
     passages = text.fit([text.sentences(data.enc, a.context)], room) if a.context.strip() else [[]]

@@ -11,7 +11,7 @@ from collections import namedtuple
 
 from data.flags import fail, foreign, own_words
 from data.gate import MAX_NEW as ANSWER
-from data.text import sentences, width
+from data.text import sentences, spelt
 from data.weights import config_in
 from seed import BATCH as ROWS, FORCED, LEAST, STEPS, USUAL
 
@@ -124,12 +124,12 @@ Night = namedtuple("Night", "quizzes steps flops looks bytes")
 # quizzes that are learnt; steps of distillation; FLOPs; decoding steps; {what: bytes}
 
 
-def night(c, passages, sentences_, length, a, size, marks=4):
-    """A day of passages of `length` tokens, with so many sentences, under the flags a. marks: ids
-    of the marks of a question."""
+def night(c, passages, sentences_, length, a, size, longer=0):
+    """A day of passages of `length` tokens, with so many sentences, under the flags a. longer:
+    ids by which marks in a model's own words are longer."""
     often = a.quizzes * max(1, USUAL // sentences_)                    # as in seed.night
     documents = 2 * sentences_ * often
-    N, T, A = int(ASKED.quizzes * documents), ASKED.tokens + marks - 4, ASKED.words
+    N, T, A = int(ASKED.quizzes * documents), ASKED.tokens + longer, ASKED.words
     steps = a.seed_steps or max(LEAST, STEPS * int(ASKED.facts * sentences_))
     rows, late = ROWS + FORCED, int(0.3 * a.on_policy * steps)
     words = ROWS * A + FORCED * T
@@ -209,7 +209,7 @@ def show(a, data, c):
     days = [[sentences(data.enc, p) for p in day.passages] for day in data.days]
     (told, length), n = size_of(days), max(map(len, days))
     length += len(data.marks.bos) - 1
-    tonight = night(c, n, told, length, a, size, width(data.marks))
+    tonight = night(c, n, told, length, a, size, spelt(data.marks))
     reading, held = pretraining(c, a.pretrain_steps, min(data.block_size, c.block_size), size)
     print(f"{parameters(c):,} weights of {size} bytes in {c.n_layer} blocks, {expert(c):,} more a "
           f"night; {card.name}, {MFU:.0%} of {card.tflops:.0f} TFLOPS\n"

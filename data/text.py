@@ -74,9 +74,9 @@ def in_own_words(special):
     return f"{system}{SHORT}Text:", f"{end}{user}Question:", f"{end}{assistant}{thought}Answer:"
 
 
-def width(marks):
-    """How many ids the marks of one question are."""
-    return len(marks.bos) + len(marks.ask) + len(marks.answer) + 1
+def spelt(marks):
+    """By how many ids the marks of one question are longer than four."""
+    return len(marks.bos) + len(marks.ask) + len(marks.answer) - 3
 
 
 def symbols(marks):

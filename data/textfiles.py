@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from data import world
 from data.flags import foreign, own_words
 from data.gate import MAX_NEW
-from data.text import Day, Item, width
+from data.text import Day, Item
 
 LONG = 512                              # tokens of a passage and a question, where not the world's
 
@@ -87,7 +87,7 @@ def item_of(line, place, data):
     if len(cells) != 2 or not all(cells):
         raise ValueError(f"{place}: expected question<TAB>answer, found {line[:60]!r}")
     sizes = [len(data.enc.encode_ordinary(" " + cell)) for cell in cells]
-    limits = data.block_size - MAX_NEW - width(data.marks), MAX_NEW - 1     # as --ask; and <end>
+    limits = data.block_size - MAX_NEW - 4, MAX_NEW - 1                 # as --ask; and its <end>
     for what, size, most in zip(("question", "answer"), sizes, limits):
         if size > most:
             raise ValueError(f"{place}: the {what} is too long: {size} tokens, at most {most}")

@@ -15,7 +15,7 @@ from itertools import cycle, islice, product
 
 from data.bpe import encoding, load_ranks, save_ranks, train_bpe
 from data.flags import foreign, own_words
-from data.text import Data, Day, Item, begun, document_ids, marks_of, width
+from data.text import Data, Day, Item, begun, document_ids, marks_of, spelt
 from data.tokenizer import of_weights
 
 RANKS = os.path.join(os.path.dirname(__file__), "world.tiktoken")
@@ -346,8 +346,7 @@ def document_of(world, enc, marks, rng, share):
     room, asked = stage_at(share).room, set()
     for pair in islice(talks, 12):
         more, w = document_ids(enc, marks, "", [pair], (0, on_question, 1.0))
-        spelt = (width(marks) - 4) * len(asked)             # of marks in a model's own words
-        if asked and len(ids) + len(more) > room + spelt:
+        if asked and len(ids) + len(more) > room + spelt(marks) * len(asked):
             break
         if pair not in asked:
             new = len(marks.bos) + begun(ids, marks)
