@@ -86,12 +86,12 @@ def symbols(marks):
 
 def as_text(enc, marks, ids):
     """What stands between the marks of a question or an answer (ids), as text."""
-    ids = tuple(ids)
+    ids, alone = tuple(ids), symbols(marks)
     if ids[:len(marks.ask)] == marks.ask:
         ids = ids[len(marks.ask):]
     if ids[-len(marks.answer):] == marks.answer:
         ids = ids[:-len(marks.answer)]
-    return enc.decode([t for t in ids if t >= 0 and t not in symbols(marks)]).strip()
+    return enc.decode([t for t in ids if t >= 0 and t not in alone]).strip()
 
 
 def document_ids(enc, marks, text, chain, weights=(0.05, 0.3, 1.0)):
