@@ -68,7 +68,7 @@ def told(book, model, data):
 
 def text_of(data, ids):
     """Token ids as text, without the marks of the format."""
-    return as_text(data.enc, data.marks, ids)
+    return as_text(data.enc, data.marks, [t for t in ids if t >= 0])
 
 
 def word(data, token):

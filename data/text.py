@@ -91,7 +91,7 @@ def as_text(enc, marks, ids):
         ids = ids[len(marks.ask):]
     if ids[-len(marks.answer):] == marks.answer:
         ids = ids[:-len(marks.answer)]
-    return enc.decode([t for t in ids if t >= 0 and t not in alone]).strip()
+    return enc.decode([t for t in ids if t not in alone]).strip()
 
 
 def document_ids(enc, marks, text, chain, weights=(0.05, 0.3, 1.0)):

@@ -13,7 +13,7 @@ import torch
 
 from data.engine import generate
 from data.gate import answer, learn_to_listen
-from data.text import Day, Marks, pad_documents
+from data.text import Day, Marks, begun, pad_documents
 from model import GPT, Config
 from sleep import descend, document_loss, optimizers
 
@@ -62,6 +62,7 @@ def document(old, avoid, rng, share=1.0):
         asked += [(thing(rng, avoid), rng.randrange(PROPERTIES), False) for _ in range(2)]
     for t, k, known in rng.sample(asked, len(asked)):
         q, a = quiz(t, k, rng, known)
+        q = q[begun(ids, MARKS):]
         ids, weight = ids + q + a, weight + [0.3] * len(q) + [1.0] * len(a)
     return ids, weight
 
