@@ -87,14 +87,34 @@ def base(world, steps=300, seed=0, n_layer=2, n_embd=64):
     for group in (group for opt in opts for group in opt.param_groups):
         group["peak"] *= 2
     for step in range(steps):
-        share = step / steps
-        docs = [document(world.old, world.names, rng, share) for _ in range(16)]
-        loss = document_loss(model, *pad_documents(docs))
-        descend(model, opts, loss, min(1.0, (step + 1) / 20, 2 * (1 - share) + 0.02))
+        learn(model, opts, world, rng, step / steps, min(1.0, (step + 1) / 20))
+    return listening(model, seed)
+
+
+def learn(model, opts, world, rng, share, rise):
+    """A step of pretraining."""
+    docs = [document(world.old, world.names, rng, share) for _ in range(16)]
+    loss = document_loss(model, *pad_documents(docs))
+    descend(model, opts, loss, min(rise, 2 * (1 - share) + 0.02))
+
+
+def listening(model, seed=0):
     model.requires_grad_(False).eval()
     random.seed(seed), torch.manual_seed(seed)
     learn_to_listen(model, MARKS)
     return model
+
+
+def with_other_marks(base, world, steps=60):
+    """The same self, used to the MARKS of now, whichever it learnt to read with."""
+    model, rng = GPT(base.config), random.Random(0)
+    known = base.state_dict()
+    weights = {name: known[name] for name, _ in model.named_parameters()}
+    model.load_state_dict({**model.state_dict(), **weights})
+    opts = optimizers(model)
+    for step in range(steps):
+        learn(model, opts, world, rng, 0.4 + 0.6 * step / steps, (step + 1) / 10)
+    return listening(model)
 
 
 @functools.cache

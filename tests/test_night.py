@@ -13,7 +13,7 @@ import sleep
 from data import asking, flags, gate, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
-from data.text import Day
+from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
 from tests.small import ROOT, same_state
@@ -70,6 +70,19 @@ def test_the_base_reads_and_remembers_but_does_not_know_the_new(world, base):
     assert G.recall(base, world.new) < 0.1
     assert base.unknown.tolist() == [G.UNKNOWN, G.MARKS.end]        # it found out by itself
     assert base.metric.shape == (64, 64)
+
+
+def test_a_night_between_marks_of_several_ids(world, base, monkeypatch):
+    """As in a chat: one id ends all turns and begins the marks behind them (data/text.py)."""
+    marks = Marks(bos=(3, 4), ask=(1, 0, 5), answer=(1, 2), end=1)
+    monkeypatch.setattr(G, "MARKS", marks)
+    monkeypatch.setattr(gate, "INVENTED", 120)
+    monkeypatch.setattr(gate, "ALSO_ASKED", 200)
+    model, new = G.with_other_marks(base, world), world.new[:2]
+    assert model.unknown.tolist() == [G.UNKNOWN, 1] and G.recall(model, new) < 0.2
+    log = sleep_over(model, new, "--dream=0")
+    assert log["known"] > 0.6 and model.n_experts(FAST) == 1
+    assert G.recall(model, new) > 0.6 and G.recall(model, world.old) > 0.9
 
 
 def test_two_nights_in_a_world_without_english(world, base, two_nights):
