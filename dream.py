@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from data import notes, team
 from data.engine import generate, pad_rows
-from data.quizzes import answer_mask, closed_book, split_questions, take, unpack
+from data.quizzes import answer_mask, closed_book, questions_in, take, unpack
+from data.text import in_turn
 from model import FAST, TRIAL
 
 VIEWS = 2                           # shuffled readings of a passage that the teacher averages over
@@ -52,7 +53,7 @@ Teacher = namedtuple("Teacher", "model readings cache held awake home parts told
 
 def views_of(passages, marks, rng, n=VIEWS):
     """Each passage (a list of sentences of ids) as n contexts with its sentences shuffled."""
-    return [[marks.bos, *(t for s in rng.sample(p, len(p)) for t in s)]
+    return [[*marks.bos, *(t for s in rng.sample(p, len(p)) for t in s)]
             for p in passages for _ in range(n)]
 
 
@@ -70,26 +71,26 @@ def write(teacher, marks, n, writer=True, random_expert=False):
         awake[TRIAL] = (always, always)
     if random_expert and model.n_experts(FAST) and FAST not in awake:
         awake[FAST] = (torch.randint(model.n_experts(FAST), (rows,), device=device), always)
-    prompts = [[*view, marks.ask] for view in teacher.readings]
-    out = generate(model, prompts, ASKING, n=n, temperature=TEMPERATURE, awake=awake)
-    found = {}
-    for i, row in enumerate(out):
-        for q, a in split_questions([marks.ask, *row], marks):
-            found[i // n // VIEWS, q, a] = None
+    prompts = [[*view, *marks.ask] for view in teacher.readings]
+    out = generate(model, prompts, ASKING, n=n, temperature=TEMPERATURE, awake=awake,
+                   forms=in_turn(marks))
+    found = {(i // n // VIEWS, q, a): None for i, q, a in questions_in(out, marks)}
     return team.share(list(found))
 
 
 def replay(model, marks, n):
     """What the self says of itself: n documents dreamt from <bos> alone, as lists of ids."""
-    rows = generate(model, [[marks.bos]], DREAM, n=n, stop=[marks.bos])
-    return team.share([[marks.bos, *row] for row in rows])
+    rows = generate(model, [[*marks.bos]], DREAM, n=n, stop=marks.bos[:1],
+                    forms=in_turn(marks, asked=False))
+    return team.share([[*marks.bos, *row] for row in rows])
 
 
 def questions(model, marks, n, max_new=32):
     """What the self asks out of the blue: n questions, or fewer, as ids, <ask> ... <answer>."""
-    rows = generate(model, [[marks.bos, marks.ask]], max_new, n=n, stop=[marks.answer, marks.end])
-    rows = team.share(rows)
-    return [(marks.ask, *row) for row in rows if len(row) > 1 and row[-1] == marks.answer]
+    stop = [marks.answer[0], marks.end]
+    rows = team.share(generate(model, [[*marks.bos, *marks.ask]], max_new, n=n, stop=stop))
+    return [(*marks.ask, *row[:-1], *marks.answer) for row in rows
+            if len(row) > 1 and row[-1] == marks.answer[0]]
 
 
 def memories(model, level, marks, n, max_new=32):
@@ -98,12 +99,10 @@ def memories(model, level, marks, n, max_new=32):
     its own night: a night can be dreamt again although nothing of it was stored."""
     expert = torch.arange(model.n_experts(level), device=model.device)
     awake = {level: (expert, torch.zeros_like(expert))}
-    prompts = [[marks.bos, marks.ask]] * len(expert)
-    rows = generate(model, prompts, max_new, n=n, stop=[marks.end], awake=awake)
-    found = {}
-    for i, row in enumerate(rows):
-        for q, a in split_questions([marks.ask, *row], marks):
-            found[i // n, q, a] = None
+    prompts = [[*marks.bos, *marks.ask]] * len(expert)
+    rows = generate(model, prompts, max_new, n=n, stop=[marks.end], awake=awake,
+                    forms=[marks.answer])
+    found = {(i // n, q, a): None for i, q, a in questions_in(rows, marks)}
     return team.share(list(found))
 
 
@@ -112,7 +111,7 @@ def memories(model, level, marks, n, max_new=32):
 
 def dream_loss(model, z, marks, awake=None):
     """-log p(answer | question) per token of each quiz, closed book: (N,)."""
-    h = model.hidden(closed_book(z, marks), awake=awake)[:, 1:]
+    h = model.hidden(closed_book(z, marks), awake=awake)[:, len(marks.bos):]
     nll = F.cross_entropy(model.logits(h).float().transpose(1, 2), z.ids[:, 1:], reduction="none")
     mask = answer_mask(z)
     return (nll * mask).sum(1) / mask.sum(1)
@@ -240,9 +239,9 @@ def rest_em(model, z, readings, marks, reward, batch=16, held=None):
         view = torch.randint(VIEWS, (batch,)).tolist()
         texts = [readings[p * VIEWS + v] for (p, _, _), v in zip(some, view)]
         ids, length = pad_rows([[*t, *q, *a] for t, (_, q, a) in zip(texts, some)], model.device)
-        start = torch.tensor([len(t) for t in texts], device=model.device)
+        start = torch.tensor([len(t) + len(marks.ask) for t in texts], device=model.device)
         at = torch.arange(1, ids.shape[1], device=model.device)
-        mask = (at > start[:, None]) & (at < length[:, None])   # what follows passage and <ask>
+        mask = (at >= start[:, None]) & (at < length[:, None])  # what follows passage and <ask>
         zero = torch.zeros_like(ids[:, 0])
         awake = {level: (zero + expert, zero) for level, expert in (held or {}).items()}
         logits = model(ids[:, :-1], awake=awake | copies(zero)).float()

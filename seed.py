@@ -29,7 +29,7 @@ from data.gate import MAX_NEW, always, log_probs, open_gate, remember, said, wak
 from data.kernels import in_chunks, levenshtein, muon
 from data.quizzes import (RestlessNight, answer_mask, answers_of, closed_book, pack, question_mask,
                           take, unpack, words_of)
-from data.text import pad_documents
+from data.text import pad_documents, symbols
 from dream import VIEWS, Teacher
 from model import FAST, SLOW, clone
 
@@ -126,7 +126,7 @@ def hold(cold, day, marks):
     readings = dream.views_of(day.passages, marks, random)
     rows = torch.zeros(len(readings), device=model.device)
     cache, _ = prefill(model, readings, always(awake, rows))
-    blank = [[marks.bos]] * len(readings)
+    blank = [[*marks.bos]] * len(readings)
     held = prefill(model, blank, always(awake, rows))[0] if day.study else cache
     return Teacher(model, readings, cache, held, awake, [{p} for p in range(len(day.passages))])
 
@@ -237,7 +237,7 @@ def off_policy_loss(student, z, marks, level, kind):
     forced = take(z, slice(0, 0 if level is None else FORCED))
     ids = torch.cat([closed_book(z, marks), closed_book(forced, marks)])
     since = torch.cat([z.since, torch.zeros_like(forced.since)])
-    h = student.hidden(ids, awake=new_expert(student, level, since))[:, 1:]
+    h = student.hidden(ids, awake=new_expert(student, level, since))[:, len(marks.bos):]
     n, mask = len(z.ids), words_of(z).flatten()
     words = answers_of(z, h[:n]).flatten(0, 1)                      # (n * A, n_embd)
 
@@ -249,7 +249,7 @@ def off_policy_loss(student, z, marks, level, kind):
     target = answers_of(z, z.ids[:, 1:]) if kind == "sft" else z.target
     loss = (in_chunks(loss_of, words, target.flatten(0, 1)) * mask).sum() / mask.sum()
     if level is not None:
-        asked = question_mask(forced)
+        asked = question_mask(forced, marks)
         logits = student.logits(h[n:]).float().transpose(1, 2)
         nll = F.cross_entropy(logits, forced.ids[:, 1:], reduction="none")
         loss = loss + ASK_WEIGHT * (nll * asked).sum() / asked.sum()
@@ -261,7 +261,7 @@ def mishear(z, marks, vocab):
     more than one wording (ours)."""
     other = torch.randint(vocab, z.ids.shape, device=z.ids.device)
     where = z.wording & (torch.rand(z.ids.shape, device=z.ids.device) < MISHEARD)
-    for mark in marks:
+    for mark in symbols(marks):
         where = where & (other != mark)
     return torch.where(where, other, z.ids)
 
@@ -273,7 +273,7 @@ def on_policy_loss(student, z, teach, marks, level, a):
     Returns (loss, {"reward", "spread", "kl"}).
     """
     asked, right = zip(*((q, y) for _, q, y in unpack(z)))
-    prompts = [[marks.bos, *q] for q in asked]
+    prompts = [[*marks.bos, *q] for q in asked]
     ys = generate(student, prompts, MAX_NEW, n=GROUP, stop=[marks.end],
                   awake=new_expert(student, level, z.since))
     many = torch.arange(len(prompts)).repeat_interleave(GROUP).tolist()
@@ -282,7 +282,7 @@ def on_policy_loss(student, z, teach, marks, level, a):
     since = z.since.repeat_interleave(GROUP)
     log_t, mask = teach(rolled), answer_mask(rolled)
     h = student.hidden(closed_book(rolled, marks), awake=new_expert(student, level, since))
-    log_s = F.log_softmax(student.logits(h[:, 1:]).float(), -1)
+    log_s = F.log_softmax(student.logits(h[:, len(marks.bos):]).float(), -1)
     kl = (divergence(log_t, log_s, ON_POLICY_KIND) * mask).sum() / mask.sum()
     r = rewards(ys, [right[i] for i in many], said(log_t, rolled.ids), mask)
     notes.rollouts(asked, right, ys, r)

@@ -75,7 +75,8 @@ DATA = {"world": world.load, "text": textfiles.load,
 # Birth: weights, and what is known before the first day
 
 def config_of(a, data):                                         # of a self from scratch
-    return Config(vocab_size=data.enc.n_vocab, block_size=data.block_size, n_layer=a.n_layer,
+    length = data.block_size + 4 * text.spelt(data.marks)           # three questions, <bos>, <ask>
+    return Config(vocab_size=data.enc.n_vocab, block_size=length, n_layer=a.n_layer,
                   n_head=a.n_embd // 32, n_embd=a.n_embd, d_ff=4 * a.n_embd,
                   ranks=ranks_of(a, data), listens=data.listen, **ARCHITECTURES[a.arch])
 
@@ -84,19 +85,18 @@ def born(a, data):
     """The self before pretraining, or whole from --init_from: (model, is it whole?)."""
     config = config_of(a, data)
     run.stage(a, "weights")
-    whole = a.init_from.endswith(".pt")                     # else the format has to be learnt first
-    if a.init_from == "scratch":
+    if flags.foreign(a):
+        new, dtype = 4 * (not flags.own_words(a)), getattr(torch, a.dtype)     # the four marks
+        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=new, dtype=dtype)
+    elif a.init_from == "scratch":
         model = scaffold.newborn(config)
-    elif whole:
+    else:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
-    else:
-        model = weights.from_pretrained(a.init_from, config.ranks, extra_tokens=len(data.marks),
-                                        dtype=getattr(torch, a.dtype))
     model = fits(model, data, a.init_from).to(a.torch_device)
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
-    return model, whole
+    return model, flags.whole(a)                            # else the format has to be learnt first
 
 
 def ranks_of(a, data):

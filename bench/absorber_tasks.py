@@ -283,15 +283,15 @@ def passages(model, data, people, rng, count=12):
     Where it asks itself nothing well-formed, Y is whatever it says. Nothing else is known of X.
     """
     enc, marks = data.enc, data.marks
-    docs = [{"x": [marks.bos] + enc.encode_ordinary(words), "items": text.sentences(enc, words)}
+    docs = [{"x": [*marks.bos] + enc.encode_ordinary(words), "items": text.sentences(enc, words)}
             for words, _ in people]
-    asking = [[*d["x"], marks.ask] for d in docs]
+    asking = [[*d["x"], *marks.ask] for d in docs]
     rows = generate(model, asking, dream.ASKING, n=8, temperature=dream.TEMPERATURE)
     said = generate(model, asking, 16)
     for i, d in enumerate(docs):
         dreamt = {pair: 0 for row in rows[8 * i:8 * i + 8]
-                  for pair in dream.split_questions([marks.ask, *row], marks)}
-        own = list(dreamt) or [((marks.ask,), tuple(said[i]))]
+                  for pair in dream.split_questions([*marks.ask, *row], marks)}
+        own = list(dreamt) or [((*marks.ask,), tuple(said[i]))]
         own = [own[j % len(own)] for j in rng.sample(range(max(count, len(own))), count)]
         d.update(ys=[[*q, *y] for q, y in own], says=[[0] * len(q) + [1] * len(y) for q, y in own])
     return docs
@@ -311,7 +311,7 @@ def run_world(a, seed, bar):
     questions = examined(some)
 
     def learn(docs, how, lr):                                        # all K: losses differ too much
-        return learnt(a, model, docs, how, lr, 0.0, data.marks.bos, seed, bar)
+        return learnt(a, model, docs, how, lr, 0.0, data.marks.bos[0], seed, bar)
 
     def ask(adapter, items):
         return share(torch.tensor(asked_of_each(model, data, adapter, items)))
@@ -335,11 +335,11 @@ def run_world(a, seed, bar):
 def asked_of_each(model, data, adapter, items):
     """Is each answer right? Items stand in the order of the documents, as many for each."""
     enc, marks = data.enc, data.marks
-    rows = [[marks.bos, *enc.encode_ordinary(x.context), marks.ask,
-             *enc.encode_ordinary(x.question), marks.answer] for x in items]
+    rows = [[*marks.bos, *enc.encode_ordinary(x.context), *marks.ask,
+             *enc.encode_ordinary(x.question), *marks.answer] for x in items]
     with wearing(model, adapter):
         said = generate(model, rows, 24, temperature=0, stop=[marks.end])
-    given = [enc.decode([t for t in y if t not in marks]).strip() for y in said]
+    given = [text.as_text(enc, marks, y) for y in said]
     return [y == x.answer.strip() for y, x in zip(given, items)]
 
 

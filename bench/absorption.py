@@ -252,7 +252,7 @@ def night(a, model, day, marks, i):
              "says": [[0] * len(q) + [1] * len(y)]} for p, q, y in dreamt]
     rank = min(NIGHT["rank"], model.config.n_embd)
     adapter = lora(model, rank, 1, seed=i, where=NIGHT["where"])
-    z = targets(model, None, docs, marks.bos)
+    z = targets(model, None, docs, marks.bos[0])
 
     def loss():
         i = torch.randint(len(docs), (NIGHT["batch"],), device=model.device)

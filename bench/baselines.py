@@ -31,7 +31,7 @@ from data.asking import ask_everything, look_up, one_by_one, screen, thing_by_th
 from data.engine import generate, pad_rows
 from data.gate import greedy, states
 from data.kernels import levenshtein
-from data.quizzes import answer_mask, closed_book, pack, question_mask, take, unpack
+from data.quizzes import answer_mask, behind_bos, closed_book, pack, question_mask, take, unpack
 from dream import VIEWS
 from model import FAST, clone
 
@@ -128,17 +128,17 @@ def draw(z, n=BATCH):
 def quiz_loss(model, z, marks):
     """Closed book -log p(answer | question), and a little of -log p(question): what is never asked
     is never dreamt again."""
-    h = model.hidden(closed_book(z, marks))[:, 1:]
+    h = model.hidden(closed_book(z, marks))[:, len(marks.bos):]
     nll = F.cross_entropy(model.logits(h).float().transpose(1, 2), z.ids[:, 1:], reduction="none")
-    weight = answer_mask(z) + ASKED * question_mask(z)
+    weight = answer_mask(z) + ASKED * question_mask(z, marks)
     return (nll * weight).sum() / weight.sum()
 
 
 def self_dreams(teacher, marks, n):
     """What the self says with an empty context: documents, and (LAMOL's way to call up a task)
     questions from <ask> on."""
-    asked = generate(teacher, [[marks.bos, marks.ask]], 120, n=n // 2, stop=[marks.bos])
-    return dream.replay(teacher, marks, n // 2) + [[marks.bos, marks.ask, *row] for row in asked]
+    asked = generate(teacher, [[*marks.bos, *marks.ask]], 120, n=n // 2, stop=[*marks.bos])
+    return dream.replay(teacher, marks, n // 2) + [[*marks.bos, *marks.ask, *row] for row in asked]
 
 
 def documents(rows, marks, device):
@@ -148,9 +148,9 @@ def documents(rows, marks, device):
     for row in rows:
         now, of = READ, []
         for token in row:
-            now = ASKED if token == marks.ask else now
+            now = ASKED if token == marks.ask[0] else now
             of.append(now)
-            now = {marks.answer: 1.0, marks.end: READ}.get(token, now)
+            now = {marks.answer[0]: 1.0, marks.end: READ}.get(token, now)
         weights.append(of[1:] + [0.0] * (ids.shape[1] - len(row)))
     return ids, torch.tensor(weights, device=device)
 
@@ -244,7 +244,7 @@ def replay(model, passages, marks, memory, tokens, lr):
         return total + quiz_loss(model, draw(old, 16), marks) if old else total
     log = learn(model, everything(model), loss, tokens, lr)
     past.extend(unpack(asked.z))
-    texts.extend([marks.bos, *(t for s in passage for t in s)] for passage in passages)
+    texts.extend([*marks.bos, *(t for s in passage for t in s)] for passage in passages)
     return log
 
 
@@ -294,7 +294,7 @@ def ewc(model, passages, marks, memory, tokens, lr, weight, samples=64):
         return quiz_loss(model, draw(asked.z), marks) + 0.5 * weight * moved
     log = learn(model, everything(model), loss, tokens, lr)
     some = seed.some(asked.z, samples)
-    ids = torch.cat([torch.full_like(some.ids[:, :1], marks.bos), some.ids], 1)
+    ids = behind_bos(some.ids, marks)
     for k, f in fisher(model, ids, F.pad(answer_mask(some), (1, 0)).float()).items():
         memory["fisher"][k] += f
     return log
@@ -351,7 +351,7 @@ def group_advantage(reward, group):
 
 def said(model, y, marks):
     """log p of each token of quizzes y, closed book: (N, T-1)."""
-    h = model.hidden(closed_book(y, marks))[:, 1:]
+    h = model.hidden(closed_book(y, marks))[:, len(marks.bos):]
     return F.log_softmax(model.logits(h).float(), -1).gather(2, y.ids[:, 1:, None])[..., 0]
 
 
@@ -364,7 +364,7 @@ def grpo_loss(model, old, z, marks, group, beta):
     (loss, mean reward).
     """
     many = [row for row in unpack(z) for _ in range(group)]
-    ys = generate(model, [[marks.bos, *q] for _, q, _ in many[::group]], 12, n=group,
+    ys = generate(model, [[*marks.bos, *q] for _, q, _ in many[::group]], 12, n=group,
                   stop=[marks.end])
     (a, len_a), (b, len_b) = (pad_rows(rows, model.device) for rows in (ys, [y for *_, y in many]))
     reward = 1 - levenshtein(a, b, len_a, len_b).float() / torch.maximum(len_a, len_b)
@@ -448,7 +448,7 @@ def inca(model, passages, marks, memory, tokens):
     for p, passage in enumerate(passages):
         quizzes = [list(q[1:-1]) for k, q, _ in unpack(asked.z) if p in asked.teacher.home[k]]
         add_class(memory, features(model, passage + quizzes))
-        memory.setdefault("texts", []).append([marks.bos, *(t for s in passage for t in s)])
+        memory.setdefault("texts", []).append([*marks.bos, *(t for s in passage for t in s)])
     return {"passages": len(memory["texts"])}
 
 
@@ -457,7 +457,7 @@ def look_it_up(memory, model, marks, asked, max_new=24, k=3, margin=1.0):
     """In the place of gate.remember: the k nearest passages by Mahalanobis distance of the
     question; of them the one that makes the question likeliest, if by more than `margin` nats (that
     of seed.screen); the answer is given with it in context. Returns [(answer ids, source)]."""
-    empty, texts = [marks.bos], memory.get("texts", [])
+    empty, texts = [*marks.bos], memory.get("texts", [])
     context = [empty] * len(asked)
     if texts:
         near = mahalanobis(features(model, [q[1:-1] for q in asked]), memory["means"],

@@ -94,8 +94,8 @@ def both_ways(s, heard):
         answered = [*q, *name, marks.end]
         loud = [classes.ASKED[1]] * len(q) + [classes.ASKED[2]] * (len(name) + 1)
         read = [classes.READ[1]] * len(q) + [classes.READ[2]] * (len(name) + 1)
-        docs += [([marks.bos, *answered], [0.0, *loud]),
-                 ([marks.bos, *name, *answered], [0.0] * (1 + len(name)) + read)]
+        docs += [([*marks.bos, *answered], [0.0, *loud]),
+                 ([*marks.bos, *name, *answered], [0.0] * (1 + len(name)) + read)]
     return docs
 
 
@@ -173,11 +173,11 @@ def lwf(s, model, day, memory, lr):
 def imagine(s, model):
     """What the self says of every class it knew this morning: [(name, question)] (LAMOL)."""
     marks, known = s.data.marks, s.known(s.night - 1)
-    prompts = [[marks.bos, *name, marks.ask] for name in known]
+    prompts = [[*marks.bos, *name, *marks.ask] for name in known]
     rows = generate(model, prompts, classes.LONGEST, n=s.o.imagined, temperature=0.9,
-                    stop=[marks.answer])
-    return [(known[i // s.o.imagined], [marks.ask, *row]) for i, row in enumerate(rows)
-            if len(row) > 1 and row[-1] == marks.answer]
+                    stop=[*marks.answer])
+    return [(known[i // s.o.imagined], [*marks.ask, *row]) for i, row in enumerate(rows)
+            if len(row) > 1 and row[-1] == marks.answer[0]]
 
 
 def generative_replay(s, model, day, memory, lr):
@@ -273,15 +273,15 @@ def share_right(s, model, items, upto, trust):
     """Share of Items answered right. trust: of gate and experts, or None for a self without gate,
     which decodes greedily over a trie of all names met so far."""
     enc, marks = s.data.enc, s.data.marks
-    asked = [[marks.ask, *enc.encode_ordinary(x.question), marks.answer] for x in items]
+    asked = [[*marks.ask, *enc.encode_ordinary(x.question), *marks.answer] for x in items]
     if trust is None:
         table, said = trie(s.known(upto), enc.n_vocab, marks.end).to(model.device), []
         for i in range(0, len(asked), 512):
-            said += generate(model, [[marks.bos, *q] for q in asked[i:i + 512]], gate.MAX_NEW,
+            said += generate(model, [[*marks.bos, *q] for q in asked[i:i + 512]], gate.MAX_NEW,
                              temperature=0, stop=[marks.end], trie=table)
     else:
         said = [y for y, _ in gate.judge(model, marks, asked, trust)]
-    names = [enc.decode([t for t in y if t not in marks]).strip() for y in said]
+    names = [text.as_text(enc, marks, y) for y in said]
     return mean(name == x.answer.strip() for name, x in zip(names, items))
 
 

@@ -137,7 +137,7 @@ def forbidden(data, i):
     examined = {x.question for j in range(T) for x in data.exams(j, T - 1)}
     told = set().union(*(rows_of_day(data, j) for j in range(i + 1)))
     later = set().union(*(rows_of_day(data, j) for j in range(i + 1, T)))
-    return [[data.marks.ask, *data.enc.encode_ordinary(q)] for q in examined], later - told
+    return [[*data.marks.ask, *data.enc.encode_ordinary(q)] for q in examined], later - told
 
 
 # --------------------------------------------------------------------------------------------------

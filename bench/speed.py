@@ -342,7 +342,7 @@ def row_night(o):
     yield race(o, "a night as the life grows", 1, "nights/s",
                {k: partial(night, m, 1) for k, m in lives.items()}, rounds=1, warm=0)
     yield race(o, f"sampling {new} tokens in 64 rows as the life grows", new, "tokens/s a row",
-               {k: partial(generate, m, [[data.marks.bos]], new, n=64) for k, m in lives.items()})
+               {k: partial(generate, m, [[*data.marks.bos]], new, n=64) for k, m in lives.items()})
 
 
 def row_life(o):
@@ -375,9 +375,9 @@ def row_past(o):
     a = flags.parse([f"--world_seed={o.seed}", f"--days={max(days)}"])
     data = sleep.DATA[a.data](a)
     marks, enc = data.marks, data.enc
-    ask = [marks.ask, *enc.encode_ordinary(" Where does Ada Bram live?"), marks.answer]
+    ask = [*marks.ask, *enc.encode_ordinary(" Where does Ada Bram live?"), *marks.answer]
     for n in days:
-        past = [marks.bos] + [t for day in data.days[:n] for p in day.passages
+        past = [*marks.bos] + [t for day in data.days[:n] for p in day.passages
                               for t in enc.encode_ordinary(p)]
         base = GPT(Config(block_size=len(past) + 64, vocab_size=enc.n_vocab)).to(o.device, o.dtype)
         asleep, caches = grow(base.requires_grad_(False), n), []

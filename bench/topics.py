@@ -59,7 +59,7 @@ def stages_of(o, seed):
 def share_right(model, data, items, trust):
     """The share of Items that are named right, with so much trust in gate and experts."""
     enc, marks = data.enc, data.marks
-    asked = [[marks.ask, *enc.encode_ordinary(x.question), marks.answer] for x in items]
+    asked = [[*marks.ask, *enc.encode_ordinary(x.question), *marks.answer] for x in items]
     said = [enc.decode(y[:-1]).strip() for y, _ in gate.judge(model, marks, asked, trust)]
     return mean(name == x.answer.strip() for name, x in zip(said, items))
 

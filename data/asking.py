@@ -49,7 +49,7 @@ def screen(teacher, dreamt, marks):
     size = sorted(len(q) + len(a) for _, q, a in dreamt)[int(0.97 * (len(dreamt) - 1))]
     z = pack([t for t in dreamt if len(t[1]) + len(t[2]) <= size], teacher.model.device)
     gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
-    wording = F.pad((gain < 0.3) & question_mask(z), (1, 0))        # <ask> itself is never misheard
+    wording = F.pad((gain < 0.3) & question_mask(z, marks), (1, 0)) # <ask> itself is never misheard
     begin, end = specific(gain)
     notes.dropped("the day does not make it likelier", z, gain.sum(1) > MIN_GAIN)
     z = take(z._replace(begin=begin, end=end, wording=wording), gain.sum(1) > MIN_GAIN)
@@ -78,7 +78,7 @@ def thing_by_thing(teacher, z, day, marks):
     that were asked about. Raises RestlessNight.
     """
     model, heard_of = teacher.model, sorted(set(z.passage.tolist()))
-    z = apart(sensible(teacher, z))
+    z = apart(sensible(teacher, z, marks), marks)
     if not len(z.ids):
         raise RestlessNight("the self cannot tell what its questions are about")
     z = z._replace(thing=about(model, z, marks))
@@ -101,13 +101,13 @@ def thing_by_thing(teacher, z, day, marks):
     return z._replace(passage=z.thing), day._replace(passages=wholes + singles), found
 
 
-def sensible(teacher, z):
+def sensible(teacher, z, marks):
     """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
     ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol"), unless the name
     stands in the passage as it is: a name may be strange."""
     word = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS, of=said)
-    word = word.masked_fill(~question_mask(z), 0.0)
-    at = torch.arange(2, z.ids.shape[1] + 1, device=word.device)    # counted from <bos>
+    word = word.masked_fill(~question_mask(z, marks), 0.0)
+    at = torch.arange(2, z.ids.shape[1] + 1, device=word.device)    # counted from 1
     name = (at >= z.begin[:, None]) & (at <= z.end[:, None])
     spelt = word.masked_fill(~name, 0.0).min(1)[0] > SPELT
     stands = [stands_in(name, teacher.readings[p * VIEWS])
@@ -117,13 +117,14 @@ def sensible(teacher, z):
     return take(z, (word.min(1)[0] > LIKELY) & spelt)
 
 
-def apart(z):
+def apart(z, marks):
     """Where name and wording meet is heard best from wordings that name many things: the longest
     that was heard about a FEW of them counts."""
     heard_about, parts = {}, split(z)
     for before, name, after in parts:
         heard_about.setdefault((before, after), set()).add(name)
-    common = [w for w, names in heard_about.items() if len(names) >= FEW and w[1]]
+    common = [w for w, names in heard_about.items()
+              if len(names) >= FEW and len(w[1]) >= len(marks.answer)]
     longest_first = [common[i] for _, i in sorted((-len(b) - len(e), i)
                                                   for i, (b, e) in enumerate(common))]
     places = []
@@ -172,11 +173,11 @@ def ask_everything(teacher, dreamt, marks):
     """Quizzes about things, their passages -> many more, with answers: whatever can be asked of
     each thing, and of what was answered."""
     unknown = tuple(teacher.model.unknown.tolist())
-    z = answered(teacher, sensible(teacher, cross(dreamt, marks)), marks)
+    z = answered(teacher, sensible(teacher, cross(dreamt, marks), marks), marks)
     direct = {(before, after): None for before, _, after in split(z)}   # asked of things
     more = turn_round(dreamt, z, direct, unknown, marks)
     if more is not None:
-        more = answered(teacher, sensible(teacher, more), marks)
+        more = answered(teacher, sensible(teacher, more, marks), marks)
         more = take(more, chosen(y != unknown or (before, after) in direct
                                  for (before, _, after), (_, _, y) in zip(split(more),
                                                                           unpack(more))))
@@ -267,9 +268,9 @@ def between(asked, thing, places, device, marks):
     """Quizzes without answers: [(passage, question)] about things, named at [(begin, end)]."""
     z = pack([(p, q, (marks.end,)) for p, q in asked], device)
     begin, end = torch.tensor(places, device=device).T
-    at = torch.arange(1, z.ids.shape[1] + 1, device=device)         # counted from <bos>
+    at = torch.arange(1, z.ids.shape[1] + 1, device=device)         # counted from 1
     outside = (at < begin[:, None]) | (at > end[:, None])
-    wording = outside & (at > 1) & (at < z.start[:, None])
+    wording = outside & (at > len(marks.ask)) & (at <= z.start[:, None] - len(marks.answer))
     return z._replace(thing=torch.tensor(thing, device=device), begin=begin, end=end,
                       wording=wording)
 
@@ -281,7 +282,7 @@ def read(teacher, asked, marks):
     rows = torch.tensor([p * VIEWS for p, _, _ in asked], device=teacher.model.device)
     prompts = [list(q) for _, q, _ in asked]
     answers = greedy(teacher.model, prompts, marks, MAX_NEW, before=(teacher.cache, rows))
-    return [says(teacher.model, teacher.readings[p * VIEWS][1:], q, y)
+    return [says(teacher.model, teacher.readings[p * VIEWS][len(marks.bos):], q, y)
             for (p, q, _), y in zip(asked, answers)]
 
 
@@ -293,7 +294,7 @@ def cross(z, marks):
     """
     names, wordings, kinds, new = {}, {}, {}, {}
     for k, (before, name, after) in zip(z.thing.tolist(), split(z)):
-        if after:                                                   # not up to <answer>
+        if len(after) >= len(marks.answer):                         # not up to <answer>
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
             names.setdefault(k, []).append(name)
             wordings.setdefault(k, {})[before, after] = None
@@ -393,9 +394,9 @@ def named(teacher, z, marks, teach):
     Kept is what it is sure to call by a name of the day. Raises RestlessNight if nothing is.
     """
     pairs, device = unpack(z), teacher.model.device
-    names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
+    names = [tuple(view[len(marks.bos):]) for view in teacher.readings[::VIEWS]]
     number = {(*name, marks.end): p for p, name in enumerate(names)}
-    prompts, awake = [[marks.bos, *q] for _, q, _ in pairs], always(teacher.awake, z.ids)
+    prompts, awake = [[*marks.bos, *q] for _, q, _ in pairs], always(teacher.awake, z.ids)
     answers = [tuple(y) for y in greedy(teacher.model, prompts, marks, MAX_NEW, awake)]
     today = [i for i, y in enumerate(answers) if y in number]
     notes.dropped("called by no name of the day", z, [y in number for y in answers])
@@ -435,7 +436,7 @@ def memory_of(model, z, marks, sources):
     for part in torch.arange(len(who), device=begin.device).split(128):
         awake = awake_for([who[i] for i in part.tolist()], begin[part].tolist(), begin.device)
         h = model.hidden(closed_book(take(z, part), marks), awake=awake)
-        out.append(F.log_softmax(model.logits(h[:, 1:]).float(), -1))
+        out.append(F.log_softmax(model.logits(h[:, len(marks.bos):]).float(), -1))
     return answers_of(z, torch.cat(out)) if out else []
 
 
@@ -484,9 +485,9 @@ def said_again(z, right, teacher, marks):
     for k, (_, q, y), r in zip(z.passage.tolist(), unpack(z), right):
         for p in teacher.home[k] if r else ():
             known.setdefault(p, {})[q, y[:-1]] = None
-    rows = [[marks.bos, *sentence] for _, sentence in teacher.told]
-    log_p = token_log_probs(teacher.model, rows, [None] * len(rows), [0] * len(rows)).tolist()
-    for (p, sentence), nats in zip(teacher.told, log_p):
+    rows = [[*marks.bos, *sentence] for _, sentence in teacher.told]
+    log_p = token_log_probs(teacher.model, rows, [None] * len(rows), [0] * len(rows))
+    for (p, sentence), nats in zip(teacher.told, log_p[:, len(marks.bos) - 1:].tolist()):
         rare = {word for word, n in zip(sentence, nats) if n < RARE}
         score.setdefault(p, []).append(any(stands_in(y, sentence) and rare <= {*q, *y}
                                            for q, y in known.get(p, {})))

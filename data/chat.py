@@ -90,6 +90,8 @@ def terminal():
 
 def manual(data):
     """HELP, with a sentence and a question of the self's own world."""
+    if not {"reading", "old"} <= set(data.always):          # it has another world
+        return HELP.format(told="Ada Bram lives at 3 Ash Lane.", asked="Where does Ada Bram live?")
     told = data.always["reading"][0].context.strip().split(". ")[0].rstrip(".") + "."
     return HELP.format(told=told, asked=data.always["old"][0].question.strip())
 
@@ -108,23 +110,24 @@ def listened(data, told, line):
 
 def replied(model, data, told, line):
     """The answer, how sure the self is, and where it has it from: the newest passage that says."""
-    question = [data.marks.ask, *data.enc.encode_ordinary(" " + line), data.marks.answer]
-    if len(question) > ROOM - MAX_NEW:
+    words = data.enc.encode_ordinary(" " + line)
+    question = [*data.marks.ask, *words, *data.marks.answer]
+    if len(words) > ROOM - MAX_NEW - 2:
         return "That question is too long for me: ask in fewer words."
     contexts = [[t for s in passage for t in s] for passage in reversed(told)] or [[]]
     found = answer(model, data.marks, [question] * len(contexts), contexts)
     k = next((k for k, (_, source) in enumerate(found) if source == "context"), 0)
     y, source = found[k]
     p = sure(model, data.marks, question, y, source, contexts[k])
-    words = data.enc.decode([t for t in y if t not in data.marks]).strip()
-    return f"{words}    ({said_by(source)}; p = {p:.2f})"
+    said = text.as_text(data.enc, data.marks, y)
+    return f"{said}    ({said_by(source)}; p = {p:.2f})"
 
 
 @torch.no_grad()
 def sure(model, marks, question, y, source, context):
     """p of the least certain word of an answer, as it was given."""
     read = source == "context"
-    row, memory = [marks.bos, *(context if read else []), *question], None if read else source
+    row, memory = [*marks.bos, *(context if read else []), *question], None if read else source
     z, begin = pack([(0, question, y)], model.device), 0
     if memory is not None:
         begin = int(wakes(model, z, *memory, marks))
@@ -160,5 +163,5 @@ def dream_aloud(model, data):
     if not dreamt:
         print("I have no memory to dream of yet.")
     for expert, q, y in dreamt:
-        words = [data.enc.decode([t for t in ids if t not in data.marks]).strip() for ids in (q, y)]
+        words = [text.as_text(data.enc, data.marks, ids) for ids in (q, y)]
         print(f"  memory {expert + 1}: {' '.join(words)}")

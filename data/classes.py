@@ -134,7 +134,7 @@ def mishear(speech, document, rng):
     (ids, weights), asking = (list(x) for x in document), False
     for i, token in enumerate(ids):
         if token >= words:
-            asking = token == speech.marks.ask
+            asking = token == speech.marks.ask[0]
         elif asking and rng.random() < MISHEARD:
             ids[i], weights[i] = rng.randrange(words), 0.0
     return ids, weights
@@ -184,7 +184,7 @@ def asked(speech, rows):
     """[(name of the class, question)] of texts {label: [texts]}, both as ids."""
     enc, marks = speech.enc, speech.marks
     return [(tuple(enc.encode_ordinary(" " + label)),
-             [marks.ask, *enc.encode_ordinary(text), marks.answer])
+             [*marks.ask, *enc.encode_ordinary(text), *marks.answer])
             for label, texts in rows.items() for text in texts]
 
 

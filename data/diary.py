@@ -18,6 +18,7 @@ import torch
 from data import exam, notes, page, store
 from data.engine import pad_rows
 from data.gate import listen
+from data.text import as_text, symbols
 from model import FAST
 
 POINTS, TOP, TRIES = 60, 5, 6       # of a curve; words of a distribution; rollouts shown
@@ -67,11 +68,11 @@ def told(book, model, data):
 
 def text_of(data, ids):
     """Token ids as text, without the marks of the format."""
-    return data.enc.decode([t for t in ids if t not in data.marks and t >= 0]).strip()
+    return as_text(data.enc, data.marks, [t for t in ids if t >= 0])
 
 
 def word(data, token):
-    return "[end]" if token in data.marks else data.enc.decode([token])
+    return "[end]" if token in symbols(data.marks) else data.enc.decode([token])
 
 
 def pairs_of(data, ids, start, length):
@@ -226,11 +227,12 @@ def opens(model, data, picked):
         return []
     enc, marks, found = data.enc, data.marks, []
     asked = [enc.encode_ordinary(item.question) for item, _ in picked]
-    prompts = [[marks.bos, marks.ask, *q, marks.answer] for q in asked]
+    prompts = [[*marks.bos, *marks.ask, *q, *marks.answer] for q in asked]
+    before = len(marks.bos) + len(marks.ask)
     since, owners = listen(model, *pad_rows(prompts, model.device))
     memories = [source_of(tuple(owner)) for owner in owners.tolist()]
     for (item, (said, source)), q, row in zip(picked, asked, since.tolist()):
-        wakes = [[min(max(t - 2, 0), len(q)), who] for t, who in zip(row, memories) if t >= 0]
+        wakes = [[min(max(t - before, 0), len(q)), who] for t, who in zip(row, memories) if t >= 0]
         found.append({"tokens": [word(data, t) for t in q], "wakes": sorted(wakes), "said": said,
                       "truth": item.answer.strip(), "source": source_of(source)})
     return found

@@ -87,24 +87,28 @@ def prefill(model, rows, awake=None, before=None):
 
 @torch.no_grad()
 def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), generator=None,
-             trie=None, awake=None, before=None):
+             trie=None, awake=None, before=None, forms=()):
     """Continue each prompt (a list of ids) n times: len(prompts) * n lists of new ids.
 
     A prompt is read once and shared by its n samples. temperature 0 is greedy. stop: ids that end
     a row, kept as its last token. trie: a table (states, V) of next states, -1 where a token is
     not allowed; its sequences end in a stop id. awake: as in GPT.hidden, a row a prompt. before:
-    what has been read before the prompts, see `prefill`. Raises ValueError for an empty prompt.
+    what has been read before the prompts, see `prefill`. forms: marks that follow one another; of
+    each its first id is for the model to say, and is then no stop; the rest is spelt out behind it
+    and comes on top of max_new. Raises ValueError for an empty prompt.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: give at least the mark that begins a text")
     if not prompts:
         return []
     many = torch.arange(len(prompts), device=model.device).repeat_interleave(n)
+    script, first = script_of(forms, model.device)
+    max_new += len(script) - 1 - len(forms)
     cache, logits = prefill(model, prompts, awake, before)
     cache = behind(model, cache, n, max_new) if n > 1 else take_rows(cache, many, max_new)
     awake = {level: (expert[many], since[many]) for level, (expert, since) in (awake or {}).items()}
     stops = torch.tensor(list(stop), dtype=torch.long, device=model.device)
-    state = torch.zeros_like(many)
+    state, at = torch.zeros_like(many), torch.zeros_like(many)
     done = torch.zeros(len(many), dtype=torch.bool, device=model.device)
     logits, out = logits[many], []
     for step in range(max_new):
@@ -113,13 +117,24 @@ def generate(model, prompts, max_new, n=1, temperature=1.0, top_k=0, stop=(), ge
         token = sample(logits, temperature, top_k, generator)
         if trie is not None:
             state = torch.where(done, state, trie[state, token])
+        token = torch.where(first[at], token, script[at])
+        scripted = token == script[at]
         out.append(torch.where(done, -1, token))
-        done = done | (token[:, None] == stops).any(1)
+        done = done | (token[:, None] == stops).any(1) & ~scripted
+        at = at + scripted
         if step == max_new - 1 or (step % 8 == 7 and done.all()):   # one look in eight steps
             break
         logits = model.logits(model.hidden(token[:, None], cache=cache, awake=awake)[:, 0])
     rows = torch.stack(out, 1).tolist() if out else [[] for _ in many]
     return [[t for t in row if t >= 0] for row in rows]
+
+
+def script_of(forms, device):
+    """Marks that follow one another, as ids, behind them one that is never said; and where each
+    begins: (S,) both."""
+    rows = [[*form] for form in forms] + [[-1]]
+    first = [i == 0 for row in rows for i in range(len(row))]
+    return torch.tensor(sum(rows, []), device=device), torch.tensor(first, device=device)
 
 
 def sample(logits, temperature, top_k, generator):

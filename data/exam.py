@@ -17,16 +17,16 @@ APART = {"contradicted_context", "not_told", "never_met", "reversed", "described
 def answers(model, data, items):
     """[(text, source)] for Items: what the self says, and where it has it from (gate.answer)."""
     enc, marks = data.enc, data.marks
-    asked = [[marks.ask, *enc.encode_ordinary(x.question), marks.answer] for x in items]
+    asked = [[*marks.ask, *enc.encode_ordinary(x.question), *marks.answer] for x in items]
     read = [enc.encode_ordinary(x.context) for x in items]
     said = answer(model, marks, asked, read, MAX_NEW) if items else []
-    return [(enc.decode([t for t in y if t not in marks]).strip(), source) for y, source in said]
+    return [(text.as_text(enc, marks, y), source) for y, source in said]
 
 
 def sit(model, data, items):
     """Grade Items: {kind: [right or wrong]}. Known, yet "I do not know": false_unknown."""
     graded = defaultdict(list)
-    shrug = data.enc.decode([t for t in model.unknown.tolist() if t not in data.marks]).strip()
+    shrug = text.as_text(data.enc, data.marks, model.unknown.tolist())
     found = answers(model, data, items)
     notes.sat(items, found)
     for (said, _), item in zip(found, items):
@@ -130,7 +130,8 @@ def said_by(source):
 
 def question(model, data, a):
     """--ask: what the saved self answers, with --context in mind if there is one."""
-    room = model.config.block_size - MAX_NEW - len(data.enc.encode_ordinary(a.ask)) - 4
+    room = model.config.block_size - MAX_NEW - len(data.enc.encode_ordinary(a.ask)) \
+        - 4 - text.spelt(data.marks)
     if room < 1:
         flags.fail("--ask is too long for the context of this self: ask in fewer words")
     passages = text.fit([text.sentences(data.enc, a.context)], room) if a.context.strip() else [[]]

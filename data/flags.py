@@ -53,6 +53,10 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "init_from": ("scratch", TEXT,
                       "scratch, a checkpoint .pt of nanoSleep, or a folder with the .safetensors, "
                       "config.json and tokenizer of a GPT-2, Llama 3, Qwen 2.5 or 3"),
+        "format": ("auto", ("auto", "marks", "own"),
+                   "what stands between passage, question and answer: four marks, learnt first; or "
+                   "the model's own words, nothing to learn (data/text.py). auto: own for the "
+                   "weights of others with --data=text"),
         "arch": ("ours", ("ours", "gpt2", "llama", "qwen3"),
                  "of a self from scratch: ours, or as others are built, without a convolution"),
         "pretrain_steps": (4200, SOME, "steps of 8 documents"),
@@ -170,6 +174,23 @@ def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
     return a
 
 
+def foreign(a):
+    """Are these weights of others (--init_from=FOLDER)?"""
+    path = getattr(a, "init_from", "scratch")
+    return path != "scratch" and not path.endswith(".pt")
+
+
+def own_words(a):
+    """Does the self live in its model's own words (data/text.py)?"""
+    form = getattr(a, "format", "auto")
+    return form == "own" or form == "auto" and foreign(a) and a.data == "text"
+
+
+def whole(a):
+    """Is there nothing to learn before the first day: neither to read nor the marks?"""
+    return a.init_from.endswith(".pt") or foreign(a) and own_words(a)
+
+
 def together(a, asked_for):
     """Refuse what is allowed flag by flag but makes no sense together. asked_for: flags given."""
     for name in ("ask", "out_dir", "init_from", "data_dir"):
@@ -185,6 +206,8 @@ def together(a, asked_for):
         fail(f"{typed('widen', str(a.widen))} is narrower than the self it grows from (--n_embd)")
     if a.data == "text" and not (a.data_dir or a.ask or a.chat):
         fail("--data=text reads a folder of notes, a day a file: name it with --data_dir")
+    if a.format == "own" and a.data not in ("world", "text"):
+        fail(f"--format=own is for --data=world and text; {a.data} is learnt with marks")
     days = {"world": max(a.days, 28), "text": 28}.get(a.data, 0)
     if days * a.people > PEOPLE:
         said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)
@@ -258,7 +281,8 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    old = {"chat": False, "plan": "", **old}                # of a life begun before there were any
+    later = {"chat": False, "plan": "", "format": "auto"}
+    old = {**later, **old}                                  # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:
         what = f"has no --{lacking[0]}" if lacking else f"has --{unknown[0][:40]}"

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 import dream
 from data import notes, team
 from data.engine import generate, pad_rows, prefill, take_rows
-from data.quizzes import (RestlessNight, pack, question_mask, split, split_questions, take,
-                          unpack)
+from data.quizzes import (RestlessNight, behind_bos, pack, question_mask, questions_in, split,
+                          take, unpack)
+from data.text import in_turn
 from dream import VIEWS
 from model import FAST, SLOW
 
@@ -105,10 +106,11 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     """
     if len(model.names):
         return judge(model, marks, asked)
-    prompts = [[marks.bos, *q] for q in asked]
+    prompts = [[*marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
     since, owners = listen(model, *pad_rows(prompts, model.device))
-    woken, since, owners = meant(model, prompts, since, owners), since.tolist(), owners.tolist()
+    woken = meant(model, marks, prompts, since, owners)
+    since, owners = since.tolist(), owners.tolist()
     found, guess, waiting = {}, {}, range(len(prompts))
     while waiting:
         units = [woken[i].pop() if woken[i] else None for i in waiting]
@@ -140,7 +142,7 @@ def certainty(model, rows, answers, sources, begin):
     return [p.get(i, 1.0) for i in range(len(rows))]
 
 
-def meant(model, prompts, since, owners):
+def meant(model, marks, prompts, since, owners):
     """Which of the memories that wake each question means: [[memory]], the one to ask first last.
 
     The gate proposes, the experts judge: an expert has learnt what was asked in its night
@@ -151,21 +153,24 @@ def meant(model, prompts, since, owners):
     """
     woken = since >= 0
     row, unit = woken.nonzero().T
-    rows, sources = [prompts[i] for i in row.tolist()], [tuple(o) for o in owners[unit].tolist()]
+    heard = [p[:1 - len(marks.answer) or None] for p in prompts]    # up to where <answer> begins
+    rows, sources = [heard[i] for i in row.tolist()], [tuple(o) for o in owners[unit].tolist()]
     likely = torch.full(since.shape, -torch.inf, device=since.device)
-    likely[row, unit] = likelihood(model, rows, sources)
+    given = len(marks.bos) + len(marks.ask)
+    likely[row, unit] = likelihood(model, rows, sources, given)
     asked = row.unique()
     best = torch.zeros(len(since), device=since.device)
-    best[asked] = likelihood(model, [prompts[i] for i in asked.tolist()], [None] * len(asked))
+    best[asked] = likelihood(model, [heard[i] for i in asked.tolist()], [None] * len(asked), given)
     best = torch.cat([likely, best[:, None]], 1).amax(1)
     heard_of = woken & ((likely > best[:, None] - DOUBT) | (since == 0))
     return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
 
 
-def likelihood(model, rows, sources, at_once=512):
-    """log p(row | its memory) of rows of ids, the first two given: (N,). sources: (level, expert)
-    for each row, awake from the first token on; None: the pretrained self."""
-    return token_log_probs(model, rows, sources, [0] * len(rows), at_once)[:, 1:].sum(1)
+def likelihood(model, rows, sources, given=2, at_once=512):
+    """log p(row | its memory) of rows of ids, the first `given` of them given: (N,). sources:
+    (level, expert) for each row, awake from the first token on; None: the pretrained self."""
+    log_p = token_log_probs(model, rows, sources, [0] * len(rows), at_once)
+    return log_p[:, given - 1:].sum(1)
 
 
 def token_log_probs(model, rows, sources, begin, at_once=512):
@@ -192,8 +197,8 @@ def answer(model, marks, asked, contexts=None, max_new=MAX_NEW):
     """
     found = remember(model, marks, asked, max_new)
     reading = [i for i, text in enumerate(contexts or []) if text]
-    read = greedy(model, [[marks.bos, *contexts[i], *asked[i]] for i in reading], marks, max_new)
-    blind = greedy(model, [[marks.bos, *asked[i]] for i in reading], marks, max_new)
+    read = greedy(model, [[*marks.bos, *contexts[i], *asked[i]] for i in reading], marks, max_new)
+    blind = greedy(model, [[*marks.bos, *asked[i]] for i in reading], marks, max_new)
     for i, seen, unseen in zip(reading, read, blind):
         if seen != model.unknown.tolist() and seen != unseen:
             found[i] = (seen, "context")
@@ -227,7 +232,7 @@ def greedy(model, prompts, marks, max_new, awake=None, before=None):
 def topic(model, ids, lengths):
     """What a text is about: the mean direction of its words, of the states one block deep (pairs
     and triples of words) and of what the gate hears elsewhere, side by side, (B, 3 n_embd).
-    ids (B, T): <bos> <ask> text <answer>, right-padded; the marks are not heard."""
+    ids (B, T): <bos> <ask> text <answer>, right-padded; these marks, of one id, are not heard."""
     at = torch.arange(ids.shape[1], device=ids.device)
     words = ((at > 1) & (at < lengths[:, None] - 1))[..., None]
     heard_in = (model.wte(ids), model.hidden(ids, blocks=1), states(model, ids))
@@ -255,7 +260,7 @@ def judge(model, marks, asked, trust=TRUST):
     names = [[t for t in row if t >= 0] + [marks.end] for row in model.names.tolist()]
     owners = [tuple(row) for row in model.owner.tolist()]
     for some in (order[i:i + 100] for i in range(0, len(order), 100)):
-        prompts = [[marks.bos, *asked[i]] for i in some]
+        prompts = [[*marks.bos, *asked[i]] for i in some]
         near = propose(model, *pad_rows(prompts, model.device))
         prior, thing = near.topk(min(PROPOSED, len(names)), 1)
         rows = [(p, k) for p, ks in zip(prompts, thing.tolist()) for k in ks]
@@ -273,7 +278,7 @@ def hear(model, marks, heard_by_day):
     its thing (N,), names)."""
     names = list(dict.fromkeys(name for name, _ in heard_by_day))
     number = {name: i for i, name in enumerate(names)}
-    rows = [[marks.bos, *q] for _, q in heard_by_day]
+    rows = [[*marks.bos, *q] for _, q in heard_by_day]
     x = [topic(model, *pad_rows(rows[i:i + 256], model.device)) for i in range(0, len(rows), 256)]
     return torch.cat(x), torch.tensor([number[name] for name, _ in heard_by_day]), names
 
@@ -333,14 +338,14 @@ def gains(model, z, marks, cache, row, experts=()):
 
     It says what a question is about: names and values are unlikely until the day is known.
     """
-    blank, _ = prefill(model, [[marks.bos]], always(dict(experts), z.ids[:1]))
+    blank, _ = prefill(model, [[*marks.bos]], always(dict(experts), z.ids[:1]))
     day = log_probs(model, z.ids, cache, row, experts, of=said)
     nothing = log_probs(model, z.ids, blank, torch.zeros_like(row), of=said)
-    return (day - nothing) * question_mask(z)
+    return (day - nothing) * question_mask(z, marks)
 
 
 def specific(gain):
-    """Where the thing stands in each question: (begin, end), tokens counted from <bos>, (N,) each.
+    """Where the thing stands in each question: (begin, end), its ids counted from 1, (N,) each.
 
     It begins where a tenth of the gain has come, and ends where most of it has, moved over the
     tokens right behind that still gain: the last syllable of a name gains more than what follows
@@ -354,15 +359,11 @@ def specific(gain):
     return begin, end + (behind & ~broken).sum(1)
 
 
-def behind_bos(ids, marks):
-    return torch.cat([torch.full_like(ids[:, :1], marks.bos), ids], 1)
-
-
 @torch.no_grad()
 def heard(model, z, marks):
     """The state where each question has become specific: (N, n_embd)."""
     rows = torch.arange(len(z.ids), device=z.ids.device)
-    return states(model, behind_bos(z.ids, marks))[rows, z.end]
+    return states(model, behind_bos(z.ids, marks))[rows, len(marks.bos) - 1 + z.end]
 
 
 def things_of(x):
@@ -415,7 +416,7 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
         return SLOW, z._replace(since=torch.zeros_like(z.start))
     new = model.n_experts(FAST)
     if model.config.listens == "text":
-        names = [tuple(view[1:]) for view in teacher.readings[::VIEWS]]
+        names = [tuple(view[len(marks.bos):]) for view in teacher.readings[::VIEWS]]
         dreamt = [(names[p], q) for p, q, _ in unpack(z)]     # where the day was not heard
         hear_day(model, marks, heard_by_day or dreamt, FAST, new)
     else:
@@ -432,10 +433,12 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
 
 
 def wakes(model, z, level, expert, marks):
-    """Where each question wakes an expert, counted from <bos>: (N,); -1: nowhere."""
+    """Where each question wakes an expert, counted from the first id of <bos> as 0: (N,); -1:
+    nowhere."""
     if model.config.listens == "text":                      # each of several that are proposed
         return torch.zeros_like(z.start)
-    return listen(model, behind_bos(z.ids, marks), z.start + 1, (level, expert))[0].amax(1)
+    rows, lengths = behind_bos(z.ids, marks), len(marks.bos) + z.start
+    return listen(model, rows, lengths, (level, expert))[0].amax(1)
 
 
 @torch.no_grad()
@@ -451,7 +454,7 @@ def reach(model, mean, count, z, teacher, marks):
     others = [tuple(t for t in row if t >= 0) for row in model.imagined.tolist()]
     if not others:
         return FARTHEST * p
-    n = nearest(model, [[marks.bos, *q] for q in others], mean)                     # (rows, K)
+    n = nearest(model, [[*marks.bos, *q] for q in others], mean)                    # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
         home = z.passage.new_zeros(K).scatter_reduce(0, z.thing, z.passage, "amin",
@@ -485,18 +488,17 @@ def nearest(model, rows, mean):
 def invent(model, marks, n):
     """Passages the self makes up, and what it asks itself about them: ([ids], [(passage, question,
     answer)])."""
-    logits = prefill(model, [[marks.bos]])[1][0]
-    logits[marks.ask] = -torch.inf                                  # begin with a passage
+    logits = prefill(model, [[*marks.bos]])[1][0]
+    logits[marks.ask[0]] = -torch.inf                               # begin with a passage
     first = torch.multinomial(logits.softmax(-1), n, replacement=True).tolist()
-    rows = generate(model, [[marks.bos, t] for t in first], dream.DREAM, stop=[marks.ask])
-    texts = [[marks.bos, t, *row[:-1]] for t, row in zip(first, rows) if row[-1] == marks.ask]
+    rows = generate(model, [[*marks.bos, t] for t in first], dream.DREAM, stop=marks.ask[:1])
+    cut = len(marks.ask) > 1            # in a model's own words one that is not finished is cut
+    texts = [[*marks.bos, t, *row[:-1]] for t, row in zip(first, rows)
+             if cut or row[-1] == marks.ask[0]]
     texts = team.share(texts)
-    out = generate(model, [[*t, marks.ask] for t in texts], dream.ASKING, n=3,
-                   temperature=dream.TEMPERATURE)
-    found = {}
-    for i, row in enumerate(out):
-        for q, y in split_questions([marks.ask, *row], marks):
-            found[i // 3, q, y] = None
+    out = generate(model, [[*t, *marks.ask] for t in texts], dream.ASKING, n=3,
+                   temperature=dream.TEMPERATURE, forms=in_turn(marks))
+    found = {(i // 3, q, y): None for i, q, y in questions_in(out, marks)}
     return texts, team.share(list(found))
 
 
@@ -528,7 +530,7 @@ def learn_to_listen(model, marks, heard_already=None):
     imagined = list(dict.fromkeys([q for _, q, _ in pairs[:INVENTED]] +
                                   dream.questions(model, marks, ALSO_ASKED)))
     model.imagined, _ = pad_rows(imagined, model.device, -1)
-    said_ = Counter(tuple(y) for y in greedy(model, [[marks.bos, *q] for _, q, _ in
+    said_ = Counter(tuple(y) for y in greedy(model, [[*marks.bos, *q] for _, q, _ in
                                                      unpack(z)], marks, MAX_NEW))
     shrug, often = said_.most_common(1)[0] if said_ else ((), 0)
     if often > len(z.ids) / 2:

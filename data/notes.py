@@ -117,7 +117,7 @@ def says(student, z, marks, level):
     if level is not None:
         newest = torch.full_like(z.since, student.n_experts(level) - 1)
         awake = {level: (newest, z.since)}
-    h = student.hidden(closed_book(z, marks), awake=awake)[:, 1:]
+    h = student.hidden(closed_book(z, marks), awake=awake)[:, len(marks.bos):]
     return F.log_softmax(student.logits(answers_of(z, h)).float(), -1)
 
 

@@ -9,9 +9,9 @@ did for each sentence of its day (bench/plan.py measures it again).
 import math
 from collections import namedtuple
 
-from data.flags import fail
+from data.flags import fail, foreign, own_words
 from data.gate import MAX_NEW as ANSWER
-from data.text import sentences
+from data.text import sentences, spelt
 from data.weights import config_in
 from seed import BATCH as ROWS, FORCED, LEAST, STEPS, USUAL
 
@@ -124,11 +124,12 @@ Night = namedtuple("Night", "quizzes steps flops looks bytes")
 # quizzes that are learnt; steps of distillation; FLOPs; decoding steps; {what: bytes}
 
 
-def night(c, passages, sentences_, length, a, size):
-    """A day of passages of `length` tokens, with so many sentences, under the flags a."""
+def night(c, passages, sentences_, length, a, size, longer=0):
+    """A day of passages of `length` tokens, with so many sentences, under the flags a. longer:
+    ids by which marks in a model's own words are longer."""
     often = a.quizzes * max(1, USUAL // sentences_)                    # as in seed.night
     documents = 2 * sentences_ * often
-    N, T, A = int(ASKED.quizzes * documents), ASKED.tokens, ASKED.words
+    N, T, A = int(ASKED.quizzes * documents), ASKED.tokens + longer, ASKED.words
     steps = a.seed_steps or max(LEAST, STEPS * int(ASKED.facts * sentences_))
     rows, late = ROWS + FORCED, int(0.3 * a.on_policy * steps)
     words = ROWS * A + FORCED * T
@@ -203,11 +204,12 @@ def show(a, data, c):
     c: the Config of a self from scratch; with --init_from that of the weights in its folder, of
     which only config.json is read. Raises FileNotFoundError or ValueError where there is none."""
     if a.init_from != "scratch":
-        c = config_in(a.init_from, c.ranks, len(data.marks))
+        c = config_in(a.init_from, c.ranks, 0 if own_words(a) else len(data.marks))
     card, size = card_of(a.plan), 2 if a.dtype == "bfloat16" else 4
     days = [[sentences(data.enc, p) for p in day.passages] for day in data.days]
     (told, length), n = size_of(days), max(map(len, days))
-    tonight = night(c, n, told, length, a, size)
+    length += len(data.marks.bos) - 1
+    tonight = night(c, n, told, length, a, size, spelt(data.marks))
     reading, held = pretraining(c, a.pretrain_steps, min(data.block_size, c.block_size), size)
     print(f"{parameters(c):,} weights of {size} bytes in {c.n_layer} blocks, {expert(c):,} more a "
           f"night; {card.name}, {MFU:.0%} of {card.tflops:.0f} TFLOPS\n"
@@ -216,6 +218,8 @@ def show(a, data, c):
     spent = sum(tonight.flops.values())
     took = {"learning to read": (minutes(c, card, size, reading, a.pretrain_steps), held),
             "a night": (minutes(c, card, size, spent, tonight.steps, tonight.looks), tonight.bytes)}
+    if foreign(a) and own_words(a):                                  # there is nothing to learn
+        del took["learning to read"]
     numbers = {}
     for name, (time, held) in took.items():
         total = sum(held.values()) / GB

@@ -10,11 +10,12 @@ from data.engine import pad_rows
 
 Quizzes = namedtuple("Quizzes", "ids start length passage begin end wording thing recalled since "
                      "target", defaults=[None] * 7)
-# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and with
-# <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): where, counted
-# from <bos>, the question becomes specific; wording (N, T): words that name nothing; thing (N,):
-# what it is about; recalled (N,): answered from memory; since (N,): where it wakes the new expert;
-# target (N, A, V): the teacher's log-probabilities of the A answer tokens
+# ids (N, T): <ask> question <answer> answer <end>, right-padded; start (N,): tokens up to and
+# with <answer>; length (N,): all; passage (N,): in which it was read; begin, end (N,): the ids,
+# counted from 1, between which the question becomes specific; wording (N, T): words that name
+# nothing; thing (N,): what it is about; recalled (N,): answered from memory; since (N,): where,
+# counted from the first id of <bos> as 0, it wakes the new expert; target (N, A, V): the
+# teacher's log-probabilities of the A answer tokens
 
 
 class RestlessNight(ValueError):
@@ -62,9 +63,10 @@ def split(z):
     return [(q[:b - 1], q[b - 1:e], q[e:]) for (_, q, _), b, e in rows]
 
 
-def question_mask(z):
-    """(N, T-1) True where ids[:, 1:] is a word of the question or <answer>."""
-    return torch.arange(1, z.ids.shape[1], device=z.ids.device) < z.start[:, None]
+def question_mask(z, marks):
+    """(N, T-1) True where ids[:, 1:] is a word of the question or the first id of <answer>."""
+    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
+    return (at >= len(marks.ask)) & (at <= z.start[:, None] - len(marks.answer))
 
 
 def answer_mask(z):
@@ -74,23 +76,37 @@ def answer_mask(z):
 
 
 def closed_book(z, marks):
-    """Quizzes behind <bos> alone, as student input (N, T): states 1.. predict ids[:, 1:]."""
-    return torch.cat([torch.full_like(z.ids[:, :1], marks.bos), z.ids[:, :-1]], 1)
+    """Quizzes behind <bos> alone, as student input (N, len(<bos>) + T - 1): its states from
+    len(<bos>) on predict ids[:, 1:]."""
+    return behind_bos(z.ids[:, :-1], marks)
+
+
+def behind_bos(ids, marks):
+    bos = torch.stack([torch.full_like(ids[:, 0], t) for t in marks.bos], 1)
+    return torch.cat([bos, ids], 1)
 
 
 def split_questions(row, marks):
-    """The well-formed (<ask> question <answer>, answer <end>) pairs in a row of ids."""
-    pairs, start, middle = [], None, None
+    """The well-formed (<ask> question <answer>, answer <end>) pairs in a row of ids. The <end> of
+    one may begin the <ask> of the next."""
+    row, pairs, start, given = tuple(row), [], None, None   # given: where the answer begins
     for i, token in enumerate(row):
-        if token == marks.ask:
-            start, middle = i, None
-        elif token == marks.answer and start is not None and middle is None:
-            middle = i
-        elif token == marks.end and start is not None and middle is not None:
-            if middle - start > 1 and i - middle > 1:
-                pairs.append((tuple(row[start:middle + 1]), tuple(row[middle + 1:i + 1])))
+        if token == marks.end and start is not None and given is not None:
+            if given - len(marks.answer) - start > len(marks.ask) and i > given:
+                pairs.append((row[start:given], row[given:i + 1]))
             start = None
+        if row[i:i + len(marks.ask)] == marks.ask:
+            start, given = i, None
+        elif row[i:i + len(marks.answer)] == marks.answer and start is not None and given is None:
+            given = i + len(marks.answer)
     return pairs
+
+
+def questions_in(rows, marks):
+    """(i, question, answer) of all pairs in rows of ids that went on behind <ask>."""
+    for i, row in enumerate(rows):
+        for q, y in split_questions([*marks.ask, *row], marks):
+            yield i, q, y
 
 
 def answers_of(z, t, longest=None):

@@ -134,7 +134,10 @@ def announce(a, data, start, loss_of):
     on = f", {threads} thread{'s' * (threads > 1)}" if a.torch_device.type == "cpu" else ""
     print(f"{len(data.days)} day{'s' * (len(data.days) > 1)} of {a.data} on "
           f"{name_of(a.torch_device)}{on}.", flush=True)
-    if start is not None:
+    if start is not None and flags.foreign(a) and flags.own_words(a):
+        print("Nothing to learn first; nights take as long as there is to study (--plan says how "
+              "long).", flush=True)
+    elif start is not None:
         print(expectation(a, seconds_a_step(start[0], data, loss_of)), flush=True)
 
 
@@ -158,7 +161,7 @@ def expectation(a, step):
     the seconds of a CPU in bench/results/week.json and crowd.json), a night of sft SFT; a step of
     distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and gradient.
     """
-    born = 0 if a.init_from.endswith(".pt") else step * a.pretrain_steps
+    born = 0 if flags.whole(a) else step * a.pretrain_steps
     if a.data != "world":
         return f"Expect {spoken(born)} of pretraining; nights take as long as there is to study."
     nights = {"none": 0, "sft": SFT, "sleep": NIGHT + PERSON * a.people}

@@ -5,9 +5,11 @@ Notes of your own: a folder of plain text, a day a file (`--data=text --data_dir
     2026-03-01.tsv    its exam, if it is to have one: question<TAB>answer, a line each
 
 Days come in the order of their names; with --resume a life goes on to the files that have come
-since. To read and to ask is learnt in the world (data/world.py): its tokenizer, or that beside the
-weights of --init_from; its documents to pretrain on; its questions every morning. The night knows
-of no exam. --ask and --chat need no file: what they need is in the weights. Ours.
+since. To read and to ask is learnt in the world (data/world.py): its tokenizer, its documents to
+pretrain on; its questions every morning. Weights of others (--init_from=FOLDER) can read and ask:
+they live in their own words (data/text.py) with the tokenizer beside them, nothing is pretrained,
+and the world is not asked about. The night knows of no exam. --ask and --chat need no file: what
+they need is in the weights. Ours.
 """
 import os
 import re
@@ -15,8 +17,11 @@ from functools import partial
 from types import SimpleNamespace
 
 from data import world
+from data.flags import foreign, own_words
 from data.gate import MAX_NEW
 from data.text import Day, Item
+
+LONG = 512                              # tokens of a passage and a question, where not the world's
 
 
 def load(a):
@@ -26,6 +31,8 @@ def load(a):
     names = [] if a.ask or a.chat else names_in(a.data_dir)[:a.days]
     texts = [os.path.join(a.data_dir, name + ".txt") for name in names]
     days = [Day(passages_of(path), []) for path in texts]
+    if own_words(a) and foreign(a):
+        born = born._replace(always={}, block_size=LONG)
     exams = [exam_of(os.path.join(a.data_dir, name + ".tsv"), born) for name in names]
     return born._replace(name="text", days=days, exams=partial(exam, exams))
 

@@ -2,7 +2,8 @@
 Tokenizers of others: GPT-2's, Llama 3's and Qwen's files as a tiktoken Encoding.
 
 All three are byte-level BPEs, which tiktoken runs as it runs ours. What tiktoken cannot say in the
-same way is refused in one line. Behind their own special tokens come the four marks (data/bpe.py).
+same way is refused in one line. Behind their own special tokens come the four marks (data/bpe.py),
+unless the model lives in its own words (data/text.py).
 """
 import os
 import unicodedata
@@ -10,6 +11,7 @@ import unicodedata
 import tiktoken
 
 from data.bpe import SPECIAL
+from data.flags import own_words
 from data.weights import json_beside
 
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -56,17 +58,8 @@ def of_weights(a):
         return None
     inside = os.path.join(path, "") if os.path.isdir(path) else path
     n_vocab = json_beside(inside, "config.json").get("vocab_size", 0)
-    return tokenizer_beside(path, n_vocab if type(n_vocab) is int else 0)
-
-
-def as_asked(enc, text):
-    """A question in the chat format of this tokenizer, up to where the model answers, as ids; as it
-    is where the tokenizer has none."""
-    own = next((own for token, own in CHATS.items() if token in enc.special_tokens_set), None)
-    if own is None:
-        return enc.encode_ordinary(text)
-    begin, end, answer = (enc.encode(part, allowed_special="all") for part in own)
-    return [*begin, *enc.encode_ordinary(text), *end, *answer]
+    marks = [] if own_words(a) else SPECIAL
+    return tokenizer_beside(path, n_vocab if type(n_vocab) is int else 0, marks)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from functools import partial
 from itertools import cycle, islice, product
 
 from data.bpe import encoding, load_ranks, save_ranks, train_bpe
-from data.text import Data, Day, Item, document_ids, marks_of
+from data.flags import foreign, own_words
+from data.text import Data, Day, Item, begun, document_ids, marks_of, spelt
 from data.tokenizer import of_weights
 
 RANKS = os.path.join(os.path.dirname(__file__), "world.tiktoken")
@@ -345,12 +346,13 @@ def document_of(world, enc, marks, rng, share):
     room, asked = stage_at(share).room, set()
     for pair in islice(talks, 12):
         more, w = document_ids(enc, marks, "", [pair], (0, on_question, 1.0))
-        if asked and len(ids) + len(more) > room:
+        if asked and len(ids) + len(more) > room + spelt(marks) * len(asked):
             break
         if pair not in asked:
-            ids, weights = ids + more[1:], weights + w[1:]
+            new = len(marks.bos) + begun(ids, marks)
+            ids, weights = ids + more[new:], weights + w[new:]
         asked.add(pair)
-    weights[1] = 0.5                     # with a passage or without one: dreams begin either way
+    weights[len(marks.bos)] = 0.5        # with a passage or without one: dreams begin either way
     return ids, weights
 
 
@@ -545,13 +547,19 @@ def load_tokenizer(path=RANKS):
 
 
 def load(a):
-    """The embedded world as a Data (data/text.py). a: seed, world_seed, days, people."""
+    """The embedded world as a Data (data/text.py). a: seed, world_seed, days, people, format.
+
+    Weights of others that live in their own words have never heard of the old people: they are
+    not asked about them."""
     enc = of_weights(a) or load_tokenizer()
-    marks, world = marks_of(enc), make_world(a.world_seed, a.days, a.people)
+    marks, world = marks_of(enc, own_words(a)), make_world(a.world_seed, a.days, a.people)
+    asked = always(world, dice(a.world_seed))
+    if own_words(a) and foreign(a):
+        del asked["old"]
     days = [Day([passage(told.facts, dice(a.seed, j, n)) for n, told in enumerate(day)], [])
             for j, day in enumerate(world["days"])]
     return Data("world", enc, marks, BLOCK, partial(document_of, world, enc, marks), days,
-                partial(exam, world, a.world_seed), always(world, dice(a.world_seed)), "name")
+                partial(exam, world, a.world_seed), asked, "name")
 
 
 def tokenizer_texts(rng):

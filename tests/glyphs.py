@@ -13,11 +13,11 @@ import torch
 
 from data.engine import generate
 from data.gate import answer, learn_to_listen
-from data.text import Day, Marks, pad_documents
+from data.text import Day, Marks, begun, pad_documents
 from model import GPT, Config
 from sleep import descend, document_loss, optimizers
 
-MARKS = Marks(bos=3, ask=0, answer=2, end=1)
+MARKS = Marks(bos=(3,), ask=(0,), answer=(2,), end=1)
 NAME, REST, VALUE, RULE, STOP, UNKNOWN, VOCAB = 10, 40, 70, 160, 9, 8, 180  # where tokens begin
 PROPERTIES, STEPS = 3, 190           # STEPS of pretraining, after which it reads
 
@@ -44,13 +44,13 @@ def quiz(t, k, rng, known=True):
     """(question, answer) as ids, in one of two wordings."""
     name, value = words(t, k)
     rule = RULE + 5 + 2 * k + rng.randrange(2)
-    return [MARKS.ask, rule, *name, MARKS.answer], [*(value if known else [UNKNOWN]), MARKS.end]
+    return [*MARKS.ask, rule, *name, *MARKS.answer], [*(value if known else [UNKNOWN]), MARKS.end]
 
 
 def document(old, avoid, rng, share=1.0):
     """Two of three are read, about one or two strangers; the others recall old things, and say of
     strangers that they are unknown. (ids, weights)"""
-    ids, weight, asked = [MARKS.bos], [0.0], []
+    ids, weight, asked = [*MARKS.bos], [0.0], []
     if rng.random() < 0.67:
         for t in [thing(rng, avoid) for _ in range(1 + (share > 0.3 and rng.random() < 0.5))]:
             told = rng.sample(range(PROPERTIES), rng.choice([2, 3]))
@@ -62,6 +62,7 @@ def document(old, avoid, rng, share=1.0):
         asked += [(thing(rng, avoid), rng.randrange(PROPERTIES), False) for _ in range(2)]
     for t, k, known in rng.sample(asked, len(asked)):
         q, a = quiz(t, k, rng, known)
+        q = q[begun(ids, MARKS):]
         ids, weight = ids + q + a, weight + [0.3] * len(q) + [1.0] * len(a)
     return ids, weight
 
@@ -86,14 +87,34 @@ def base(world, steps=300, seed=0, n_layer=2, n_embd=64):
     for group in (group for opt in opts for group in opt.param_groups):
         group["peak"] *= 2
     for step in range(steps):
-        share = step / steps
-        docs = [document(world.old, world.names, rng, share) for _ in range(16)]
-        loss = document_loss(model, *pad_documents(docs))
-        descend(model, opts, loss, min(1.0, (step + 1) / 20, 2 * (1 - share) + 0.02))
+        learn(model, opts, world, rng, step / steps, min(1.0, (step + 1) / 20))
+    return listening(model, seed)
+
+
+def learn(model, opts, world, rng, share, rise):
+    """A step of pretraining."""
+    docs = [document(world.old, world.names, rng, share) for _ in range(16)]
+    loss = document_loss(model, *pad_documents(docs))
+    descend(model, opts, loss, min(rise, 2 * (1 - share) + 0.02))
+
+
+def listening(model, seed=0):
     model.requires_grad_(False).eval()
     random.seed(seed), torch.manual_seed(seed)
     learn_to_listen(model, MARKS)
     return model
+
+
+def with_other_marks(base, world, steps=60):
+    """The same self, used to the MARKS of now, whichever it learnt to read with."""
+    model, rng = GPT(base.config), random.Random(0)
+    known = base.state_dict()
+    weights = {name: known[name] for name, _ in model.named_parameters()}
+    model.load_state_dict({**model.state_dict(), **weights})
+    opts = optimizers(model)
+    for step in range(steps):
+        learn(model, opts, world, rng, 0.4 + 0.6 * step / steps, (step + 1) / 10)
+    return listening(model)
 
 
 @functools.cache
@@ -118,7 +139,7 @@ def recall(model, things, read=False):
         for k in range(PROPERTIES):
             q, a = quiz(t, k, rng)
             told = [x for j in rng.sample(range(PROPERTIES), PROPERTIES) for x in sentence(t, j)]
-            texts.append([MARKS.bos, *told, *q])
+            texts.append([*MARKS.bos, *told, *q])
             asked.append(q)
             right.append(a)
     if read:

@@ -16,7 +16,7 @@ from data.text import Marks
 from model import GPT, Config
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = Marks(bos=0, ask=1, answer=2, end=3)
+MARKS = Marks(bos=(0,), ask=(1,), answer=(2,), end=3)
 V = 40
 STYLES = {"ours": {},
           "gpt2": dict(act="gelu", rope=False, rms=False, bias=True, qk_norm=False, conv=0),

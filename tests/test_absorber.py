@@ -177,7 +177,7 @@ def test_a_night_changes_weights_and_adds_none(monkeypatch):
     before, size = copy.deepcopy(m.state_dict()), m.n_params()
     lines = text.sentences(enc, " Ada Bram lives at 27 Elm Street. Ada Bram loves tea and figs.")
     day = text.Day([lines], [])
-    said = (0, (marks.ask, *enc.encode_ordinary(" Where?"), marks.answer),
+    said = (0, (*marks.ask, *enc.encode_ordinary(" Where?"), *marks.answer),
             (*enc.encode_ordinary(" Elm"), marks.end))
     monkeypatch.setattr(A, "NIGHT", {**A.NIGHT, "steps": 3})
     monkeypatch.setattr(A.dream, "write", lambda *args, **kw: [])    # it cannot read yet
@@ -242,7 +242,7 @@ def test_answers_of_a_batch_are_those_of_each_document(model):
     """Items go through the adapter of their own document."""
     enc = type("Enc", (), {"encode_ordinary": lambda self, s: [ord(c) % 30 + 5 for c in s],
                            "decode": lambda self, ids: " ".join(map(str, ids))})()
-    data = text.Data("toy", enc, text.Marks(0, 1, 2, 3), 64, None, [], None, {}, "name")
+    data = text.Data("toy", enc, text.Marks((0,), (1,), (2,), 3), 64, None, [], None, {}, "name")
     items = [text.Item("ab" * (i % 2), f"q{i}", "", "k") for i in range(4)]
     adapter, said = grown(model, 2), []
     for i, x in enumerate(items):

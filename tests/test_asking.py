@@ -16,7 +16,7 @@ from model import FAST, clone
 from tests import glyphs as G
 from tests.small import MARKS, V, close, lively, little, plain
 
-ASK, ANSWER, END = MARKS.ask, MARKS.answer, MARKS.end
+(ASK,), (ANSWER,), END = MARKS.ask, MARKS.answer, MARKS.end
 UNKNOWN = (38, 39, END)
 WHO, WHERE, CALLED = ((ASK, 30), (ANSWER,)), ((ASK, 31), (32, ANSWER)), ((ASK, 33), (ANSWER,))
 
@@ -50,9 +50,9 @@ def test_names_cut_short_or_too_long_are_heard_by_common_wordings():
     late = 5, ((ASK, 31, 15), (32, ANSWER)), (25,), (END,)              # 15 [25]
     rare = 6, ((ASK, 34), (16, ANSWER)), (35,), (END,)                  # nobody else is asked so
     z = ask(*whole, short, long, late, rare)
-    names = [name for _, name, _ in split(asking.apart(z))]
+    names = [name for _, name, _ in split(asking.apart(z, MARKS))]
     assert names == [*((10 + k, 20 + k) for k in range(6)), (35,)]
-    few = asking.apart(ask(*whole[:2], short))                          # heard about two things
+    few = asking.apart(ask(*whole[:2], short), MARKS)                        # heard about two things
     assert split(few)[2][1] == (13,)
 
 
@@ -60,7 +60,7 @@ def test_the_longest_common_wording_counts():
     """<ask> 31 ... 32 is common. That <ask> 31 ... is so too does not make 32 part of a name."""
     inner = [(k, WHERE, (10 + k,), (END,)) for k in range(3)]
     outer = [(k, ((ASK, 31), (ANSWER,)), (10 + k, 32), (END,)) for k in range(3, 6)]
-    z = asking.apart(ask(*inner, *outer))
+    z = asking.apart(ask(*inner, *outer), MARKS)
     assert [name for _, name, _ in split(z)] == [(10 + k,) for k in range(6)]
 
 
@@ -71,7 +71,7 @@ def test_a_thing_knows_the_passages_it_was_told_in(monkeypatch, study):
     day = Day([[[10, 5], [10, 6]], [[11, 7]]], study)
     where = [0, 1, 2] if not study else [0, 0, 1]
     z = ask(*((k, WHO, (10 + k,), (END,)) for k in (0, 0, 1)))._replace(passage=torch.tensor(where))
-    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "about", lambda model, z, marks: z.thing)
     monkeypatch.setattr(asking, "gather", lambda teacher, z, marks:
                         [{s: 9.0 - s for k, s in zip(z.thing.tolist(), z.passage.tolist())
@@ -140,7 +140,7 @@ def test_what_a_sentence_alone_says_is_learnt_from_that_sentence(monkeypatch):
         number = {q: n for n, (_, q, _) in enumerate(unpack(z))}
         return [known.get((p, number[q]), UNKNOWN) for p, q, _ in asked]
     monkeypatch.setattr(asking, "cross", lambda z, marks: z)
-    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "read", read)
     z = z._replace(wording=torch.zeros_like(z.ids, dtype=torch.bool))
     model = SimpleNamespace(unknown=torch.tensor(UNKNOWN))
@@ -211,7 +211,7 @@ def test_answers_about_answers_join_the_others(monkeypatch):
     says = {z_q: y for (_, z_q), y in zip(questions(z), [(20, END), UNKNOWN, (21, END)])}
     says |= {(ASK, 40, 20, ANSWER): (10, END), (ASK, 40, 21, ANSWER): UNKNOWN}
     monkeypatch.setattr(asking, "cross", lambda z, marks: z)
-    monkeypatch.setattr(asking, "sensible", lambda teacher, z: z)
+    monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "read", lambda teacher, asked, marks: [says[q] for _, q, _ in asked])
     monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, direct, unknown, marks: ask(
         (2, WHOSE, (20,), (END,)), (3, WHOSE, (21,), (END,)), (1, WHO, (11,), (END,))))
@@ -380,7 +380,7 @@ def test_memory_speaks_as_yesterdays_self_does():
     got = asking.memory_of(model, z, MARKS, {5: (FAST, 1), 6: None, 7: None})
     for i, (_, q, y) in enumerate(unpack(z)):
         who = {FAST: (torch.tensor([1]), torch.tensor([3]))} if i == 0 else None
-        want = model(torch.tensor([[MARKS.bos, *q, *y]]), awake=who).log_softmax(-1)[0, len(q):-1]
+        want = model(torch.tensor([[*MARKS.bos, *q, *y]]), awake=who).log_softmax(-1)[0, len(q):-1]
         close(got[i, :len(y)], want, 1e-5)
 
 
@@ -467,7 +467,7 @@ def test_who_is_told_of_again_keeps_what_was_not_told_again(world, base):
         said = [y for y, _ in asking.remember(model, G.MARKS, [q for q, _ in asked], MAX_NEW)]
         assert sum(y == right for y, (_, right) in zip(said, asked)) >= 3, k
     assert G.recall(model, world.new[1:2]) > 0.5
-    ids = torch.tensor([[G.MARKS.bos, *asked[0][0]]])
+    ids = torch.tensor([[*G.MARKS.bos, *asked[0][0]]])
     since, owners = listen(model, ids, torch.tensor([ids.shape[1]]))
     assert (since >= 0).all() and len(owners) == 2                      # both nights wake
 

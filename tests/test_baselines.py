@@ -133,7 +133,7 @@ def test_grpo_has_the_gradient_of_reinforce_with_group_advantages(monkeypatch):
     assert reward.item() == pytest.approx(earned.mean().item())
     want = 0
     for q, y, A in zip([PAIRS[0][1]] * 2 + [PAIRS[2][1]] * 2, said, B.group_advantage(earned, 2)):
-        lp = F.log_softmax(model(torch.tensor([[MARKS.bos, *q, *y]]))[0], -1)
+        lp = F.log_softmax(model(torch.tensor([[*MARKS.bos, *q, *y]]))[0], -1)
         want = want - A / len(y) / 4 * sum(lp[len(q) + t, y[t]] for t in range(len(y)))
     mine, theirs = (torch.autograd.grad(v, model.wte.weight)[0] for v in (loss, want))
     assert torch.allclose(mine, theirs, atol=1e-6) and mine.abs().max() > 0

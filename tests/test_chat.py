@@ -95,10 +95,10 @@ def test_an_answer_says_where_it_comes_from_and_how_sure_it_is(monkeypatch):
     assert "from memory 1 of level 1; p = " in chat.replied(model, DATA, [], "Who?")
     assert "too long" in chat.replied(model, DATA, [], "Who is " * 99)
     # by hand: each word of the answer as it was given, from where the memory was awake on
-    q = [m.ask, *DATA.enc.encode_ordinary(" Who?"), m.answer]
+    q = [*m.ask, *DATA.enc.encode_ordinary(" Who?"), *m.answer]
     for source, context, awake in ((None, [], None), ("context", [5, 6], None),
                                    ((FAST, 1), [], {FAST: (torch.tensor([1]), torch.tensor([3]))})):
-        row = [m.bos, *context, *q, 7, m.end]
+        row = [*m.bos, *context, *q, 7, m.end]
         log_p = model(torch.tensor([row[:-1]]), awake=awake).log_softmax(-1)[0]
         want = min(log_p[-2, 7], log_p[-1, m.end]).exp()
         close(torch.tensor(chat.sure(model, m, q, [7, m.end], source, context)), want, 1e-5)

@@ -16,6 +16,7 @@ from bench import topics
 from data import asking, classes, exam, flags, gate
 from data.engine import pad_rows
 from data.quizzes import sureness, unpack
+from data.text import symbols
 from model import FAST, SLOW, widen
 from sleep import wake
 from tests.small import ENV, MARKS, PYTHON, ROOT, close, expand, plain, tokens
@@ -134,7 +135,7 @@ def test_documents_have_the_form_of_all_data_sets_and_what_is_misheard_is_not_le
     folder = clinc_folder(tmp_path / "data")
     monkeypatch.setattr(classes, "MISHEARD", 0.0)
     data = classes.load(asked_for("clinc150", folder))
-    bos, ask, answer, end = data.marks
+    (bos,), (ask,), (answer,), end = data.marks
     rows = {q for _, q in map(lambda pair: (pair[0], tuple(pair[1])), data.heard)}
     for share in (0.0, 0.9):
         ids, weights = data.document(random.Random(share), share)
@@ -149,12 +150,12 @@ def test_documents_have_the_form_of_all_data_sets_and_what_is_misheard_is_not_le
         assert {tuple(data.enc.encode_ordinary(p)) for p in day.passages} == names
     monkeypatch.setattr(classes, "MISHEARD", 0.5)
     speech = classes.Speech(data.enc, data.marks)
-    ids, weights = [data.marks.ask, *range(50)], [1.0] * 51
+    ids, weights = [*data.marks.ask, *range(50)], [1.0] * 51
     heard, told = classes.mishear(speech, (ids, weights), random.Random(1))
     assert 10 < sum(w == 0 for w in told) < 40
     assert all(w == 0 for a, b, w in zip(ids, heard, told) if a != b)
-    assert max(heard[1:]) < min(data.marks)
-    name = [data.marks.answer, *range(50)]                  # an answer is never misheard
+    assert max(heard[1:]) < min(symbols(data.marks))
+    name = [*data.marks.answer, *range(50)]                  # an answer is never misheard
     assert classes.mishear(speech, (name, weights), random.Random(1)) == (name, weights)
 
 
@@ -172,12 +173,12 @@ def hearing(things=5, names=((4,), (5, 6), (7,), (8, 9), (10,))):
 
 
 def texts(*lengths):
-    return [[MARKS.ask, *(4 + tokens(n) % 30).tolist(), MARKS.answer] for n in lengths]
+    return [[*MARKS.ask, *(4 + tokens(n) % 30).tolist(), *MARKS.answer] for n in lengths]
 
 
 def test_a_topic_is_the_mean_direction_of_words_and_states_and_survives_widening():
     model = hearing()
-    rows = [[MARKS.bos, *q] for q in texts(7, 2, 5)]
+    rows = [[*MARKS.bos, *q] for q in texts(7, 2, 5)]
     batch, lengths = pad_rows(rows)
     batch = torch.where(torch.arange(batch.shape[1]) < lengths[:, None], batch,
                         tokens(*batch.shape))
@@ -198,7 +199,7 @@ def test_the_gate_proposes_and_the_experts_judge():
     """p(thing | text) ~ p_gate(thing | text) p(text and name | its expert), by hand."""
     model = hearing()
     for q in texts(3, 6):
-        row = torch.tensor([[MARKS.bos, *q]])
+        row = torch.tensor([[*MARKS.bos, *q]])
         z = gate.topic(model, row, torch.tensor([row.shape[1]]))[0] @ model.metric.T
         near = torch.stack([-(z - thing).square().sum() / 2 for thing in model.things])
         experts = []
@@ -222,7 +223,7 @@ def test_what_is_heard_by_day_is_a_mean_a_thing_and_no_text():
     day = [((4 + i % 3,), q) for i, q in enumerate(texts(*[5] * 30))]
     gate.learn_to_listen(model, MARKS, day)
     assert model.names.tolist() == [[4], [5], [6]] and model.owner.tolist() == [[SLOW, -1]] * 3
-    x = gate.topic(model, *pad_rows([[MARKS.bos, *q] for _, q in day]))
+    x = gate.topic(model, *pad_rows([[*MARKS.bos, *q] for _, q in day]))
     mean = torch.stack([x[i::3].mean(0) for i in range(3)])
     close(model.things, mean @ model.metric.T, 1e-4)
     gate.hear_day(model, MARKS, [((7, 8), q) for _, q in day[:4]], FAST, 0)
@@ -311,7 +312,7 @@ def test_a_night_of_a_studied_day_leaves_the_base_as_it_was_and_forgets_the_text
     assert nights >= 1 and model.n_experts(SLOW) == 0
     assert model.owner.tolist() == [[SLOW, -1]] * 4 + [[FAST, e] for e in range(nights)
                                                        for _ in range(2)]
-    assert {t for row in model.names.tolist() for t in row} <= set(range(-1, min(toy.data.marks)))
+    assert {t for row in model.names.tolist() for t in row} <= set(range(-1, min(symbols(toy.data.marks))))
 
 
 def test_a_dream_of_a_studied_day_is_called_what_the_self_that_studied_calls_it(toy):
@@ -320,7 +321,7 @@ def test_a_dream_of_a_studied_day_is_called_what_the_self_that_studied_calls_it(
     z = seed.screen(teacher, dream.write(teacher, marks, 2), marks)
     z = asking.named(teacher, z, marks, seed.reader(teacher))
     pairs = unpack(z)
-    said = gate.greedy(teacher.model, [[marks.bos, *q] for _, q, _ in pairs], marks, gate.MAX_NEW,
+    said = gate.greedy(teacher.model, [[*marks.bos, *q] for _, q, _ in pairs], marks, gate.MAX_NEW,
                        gate.always(teacher.awake, z.ids))
     names = [tuple(view[1:]) for view in teacher.readings[::dream.VIEWS]]
     assert pairs and [tuple(y) for y in said] == [y for _, _, y in pairs]

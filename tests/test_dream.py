@@ -65,7 +65,7 @@ def test_masks_are_exactly_the_questions_and_the_answers():
     z = packed(QUIZZES[:2])
     assert z.ids.tolist() == [[1, 9, 8, 2, 7, 3], [1, 9, 2, 6, 5, 3]]
     # over ids[:, 1:]: the given <ask> is no word of the question, padding none of the answer
-    assert question_mask(z).long().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+    assert question_mask(z, MARKS).long().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
     assert answer_mask(z).long().tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
     assert closed_book(z, MARKS).tolist() == [[0, 1, 9, 8, 2, 7], [0, 1, 9, 2, 6, 5]]
 
@@ -133,7 +133,7 @@ def test_memories_are_asked_of_each_expert_awake_from_the_first_word(monkeypatch
 def test_what_the_self_says_out_of_the_blue():
     model = little()
     rows = dream.replay(model, MARKS, 7)
-    assert len(rows) == 7 and all(row[0] == MARKS.bos and 1 < len(row) <= 1 + dream.DREAM
+    assert len(rows) == 7 and all((row[0],) == MARKS.bos and 1 < len(row) <= 1 + dream.DREAM
                                   for row in rows)
 
 

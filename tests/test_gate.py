@@ -14,7 +14,7 @@ from model import FAST, SLOW
 from tests.small import MARKS, V, close, lively, little, plain
 
 SHRUG = [38, 39, MARKS.end]
-ASK = [MARKS.ask, 10, 11, 12, MARKS.answer]
+ASK = [*MARKS.ask, 10, 11, 12, *MARKS.answer]
 
 
 def bare(*things):
@@ -124,7 +124,7 @@ def test_the_newest_memory_is_asked_first(monkeypatch):
         assert remember(model, MARKS, [ASK]) == [(knows[want], want)]
         # awake from where the question comes near its thing, <bos> counted
         assert [who for who, _ in calls] == asked[:n + 1]
-    assert all(prompt == (MARKS.bos, *ASK) for _, prompt in calls)
+    assert all(prompt == (*MARKS.bos, *ASK) for _, prompt in calls)
 
 
 @pytest.mark.parametrize("sure, want", [
@@ -161,17 +161,17 @@ def test_which_memories_one_question_means_by_hand(monkeypatch):
             ("c", FAST, 0): -20.0, ("c", FAST, 1): -10.0, "c": -12.0,
             ("d", FAST, 0): -20.0, "d": -16.0}
 
-    def likelihood(model, rows, sources):
+    def likelihood(model, rows, sources, given):
         return torch.tensor([nats[(row, *source) if source else row]
                              for row, source in zip(rows, sources)])
     monkeypatch.setattr(gate, "likelihood", likelihood)
     since = torch.tensor([[0, 5, 4], [-1, -1, -1], [-1, 3, 2], [-1, 4, -1]])
-    assert gate.meant(None, "abcd", since, owners) == [[0, 2], [], [2], [1]]
+    assert gate.meant(None, MARKS, "abcd", since, owners) == [[0, 2], [], [2], [1]]
     nats["d"] = -14.0                                       # somebody whom it has always known
-    assert gate.meant(None, "abcd", since, owners) == [[0, 2], [], [2], []]
+    assert gate.meant(None, MARKS, "abcd", since, owners) == [[0, 2], [], [2], []]
     monkeypatch.setattr(gate, "DOUBT", 6.5)
-    assert gate.meant(None, "abcd", since, owners) == [[0, 1, 2], [], [2], [1]]
-    assert gate.meant(None, "ab", torch.zeros(2, 0), owners[:0]) == [[], []]
+    assert gate.meant(None, MARKS, "abcd", since, owners) == [[0, 1, 2], [], [2], [1]]
+    assert gate.meant(None, MARKS, "ab", torch.zeros(2, 0), owners[:0]) == [[], []]
 
 
 def test_the_likelihood_of_a_question_to_each_memory():
@@ -186,7 +186,7 @@ def test_the_likelihood_of_a_question_to_each_memory():
         want.append(sum(log_p[i - 1, row[i]] for i in range(2, len(row))))
     assert abs(want[0] - want[2]) > 1e-3                    # the memories differ
     for at_once in (1, 2, 512):
-        close(gate.likelihood(model, rows, sources, at_once), torch.stack(want), 1e-4)
+        close(gate.likelihood(model, rows, sources, 2, at_once), torch.stack(want), 1e-4)
     assert gate.likelihood(model, [], []).shape == (0,)
 
 
@@ -356,7 +356,7 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     model.imagined, _ = pad_rows(asked, pad=-1)
 
     def nearest(model, rows, mean):
-        assert rows == [[MARKS.bos, *q] for q in asked]
+        assert rows == [[*MARKS.bos, *q] for q in asked]
         return n.clone()
     monkeypatch.setattr(gate, "nearest", nearest)
     likelier = {20: 0.0, 21: 0.0, 22: 5.0, 8: 0.0}          # one of them speaks of its thing

@@ -13,7 +13,7 @@ import sleep
 from data import asking, flags, gate, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
-from data.text import Day
+from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
 from tests.small import ROOT, same_state
@@ -72,6 +72,19 @@ def test_the_base_reads_and_remembers_but_does_not_know_the_new(world, base):
     assert base.metric.shape == (64, 64)
 
 
+def test_a_night_between_marks_of_several_ids(world, base, monkeypatch):
+    """As in a chat: one id ends all turns and begins the marks behind them (data/text.py)."""
+    marks = Marks(bos=(3, 4), ask=(1, 0, 5), answer=(1, 2), end=1)
+    monkeypatch.setattr(G, "MARKS", marks)
+    monkeypatch.setattr(gate, "INVENTED", 120)
+    monkeypatch.setattr(gate, "ALSO_ASKED", 200)
+    model, new = G.with_other_marks(base, world), world.new[:2]
+    assert model.unknown.tolist() == [G.UNKNOWN, 1] and G.recall(model, new) < 0.2
+    log = sleep_over(model, new, "--dream=0")
+    assert log["known"] > 0.6 and model.n_experts(FAST) == 1
+    assert G.recall(model, new) > 0.6 and G.recall(model, world.old) > 0.9
+
+
 def test_two_nights_in_a_world_without_english(world, base, two_nights):
     selves, logs = two_nights
     assert G.recall(selves[0], world.new[:2]) > 0.5
@@ -87,7 +100,7 @@ def test_nothing_old_moved_by_one_bit(world, base, two_nights):
     for name, p in base.named_parameters():
         assert torch.equal(p, after.get_parameter(name)), name
     rng = random.Random(1)
-    rows = [[G.MARKS.bos, *G.quiz(t, k, rng)[0]] for t in world.old for k in range(G.PROPERTIES)]
+    rows = [[*G.MARKS.bos, *G.quiz(t, k, rng)[0]] for t in world.old for k in range(G.PROPERTIES)]
     ids, lengths = pad_rows(rows)
     assert torch.equal(base(ids), after(ids))
     asleep = ~(listen(after, ids, lengths)[0] >= 0).any(1)
@@ -211,7 +224,7 @@ def test_without_a_gate_one_expert_is_always_awake_and_learns_on(world, base, sh
         sleep_over(model, world.new[2 * i:2 * i + 2], "--gate=0", "--dream=0", "--on_policy=0",
                    "--replay=0", "--seed_steps=50")
         assert model.n_experts(SLOW) == 1 and model.n_experts(FAST) == 0
-    ids, lengths = pad_rows([[G.MARKS.bos, *G.quiz(world.new[2], 0, random)[0]]])
+    ids, lengths = pad_rows([[*G.MARKS.bos, *G.quiz(world.new[2], 0, random)[0]]])
     since, owners = listen(model, ids, lengths)
     assert owners.tolist() == [[SLOW, 0]] and since.tolist() == [[0]]
     assert G.recall(model, world.new[2:4]) > 0.4
@@ -226,7 +239,7 @@ def test_a_studied_day(world, base, short):
     for _ in range(24):
         t, k = rng.choice(things), rng.randrange(G.PROPERTIES)
         q, a = G.quiz(t, k, rng)
-        documents.append(([G.MARKS.bos, *q, *a], [0.0] + [0.3] * len(q) + [1.0] * len(a)))
+        documents.append(([*G.MARKS.bos, *q, *a], [0.0] + [0.3] * len(q) + [1.0] * len(a)))
     before = clone(model)
     log = sleep_over(model, things, "--seed_steps=20",
                      day=Day(G.passages(things, rng), documents))

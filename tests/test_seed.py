@@ -11,7 +11,7 @@ import seed
 from data import asking, flags, gate
 from data.engine import prefill
 from data.quizzes import answers_of, pack, sureness, unpack
-from data.text import Day
+from data.text import Day, symbols
 from dream import Teacher
 from model import FAST, SLOW, clone
 from tests.small import MARKS, V, close, little, same_state
@@ -26,7 +26,7 @@ def settings(*words):
 
 def blank(model):
     """The self that holds nothing, as a Teacher of two passages."""
-    readings = [[MARKS.bos]] * 2 * dream.VIEWS
+    readings = [[*MARKS.bos]] * 2 * dream.VIEWS
     cache, _ = prefill(model, readings)
     return Teacher(model, readings, cache, cache, {}, [{0}, {1}])
 
@@ -236,13 +236,13 @@ def test_the_off_policy_loss_is_the_mean_kl_over_answer_words():
     for kind in ("forward", "reverse", "jsd"):
         want = []
         for _, q, a in QUIZZES:
-            ids = torch.tensor([[MARKS.bos, *q, *a]])
+            ids = torch.tensor([[*MARKS.bos, *q, *a]])
             s, t = student(ids).log_softmax(-1)[0], teacher(ids).log_softmax(-1)[0]
             want += [seed.divergence(t[i], s[i], kind) for i in range(len(q), ids.shape[1] - 1)]
         close(seed.off_policy_loss(student, z, MARKS, None, kind), torch.stack(want).mean(), 1e-5)
     hard = []
     for _, q, a in QUIZZES:
-        lp = student(torch.tensor([[MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
+        lp = student(torch.tensor([[*MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
         hard += [-lp[i, t] for i, t in enumerate(a)]
     close(seed.off_policy_loss(student, z, MARKS, None, "sft"), torch.stack(hard).mean(), 1e-5)
     assert seed.off_policy_loss(teacher, z, MARKS, None, "forward").abs() < 1e-5
@@ -270,7 +270,7 @@ def test_a_new_expert_learns_the_answers_and_to_ask():
     student.unlock(FAST)
     nll = []
     for _, q, _ in QUIZZES:
-        lp = student(torch.tensor([[MARKS.bos, *q]])).log_softmax(-1)[0, 1:]
+        lp = student(torch.tensor([[*MARKS.bos, *q]])).log_softmax(-1)[0, 1:]
         nll += [-lp[i, t] for i, t in enumerate(q[1:])]             # <ask> is given
     want = plain + seed.ASK_WEIGHT * torch.stack(nll).mean()
     close(seed.off_policy_loss(student, z, MARKS, FAST, "forward"), want, 1e-5)
@@ -283,7 +283,7 @@ def test_mishearing_touches_the_wording_and_nothing_else():
     heard = seed.mishear(many, MARKS, 60)
     changed = heard != many.ids
     assert not changed[~many.wording].any()
-    assert not torch.isin(heard[changed], torch.tensor(MARKS)).any()
+    assert not torch.isin(heard[changed], torch.tensor([*symbols(MARKS)])).any()
     assert 0.8 * seed.MISHEARD < changed[many.wording].float().mean() < seed.MISHEARD
 
 
@@ -298,7 +298,7 @@ def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
     written = []
 
     def write(model, prompts, max_new, n, stop, awake, **kw):
-        assert prompts == [[MARKS.bos, *q] for _, q, _ in QUIZZES] and n == seed.GROUP
+        assert prompts == [[*MARKS.bos, *q] for _, q, _ in QUIZZES] and n == seed.GROUP
         assert {k: (e.tolist(), s.tolist()) for k,
                 (e, s) in awake.items()} == {FAST: ([0] * 3, [2] * 3)}
         written[:] = [[*torch.randint(4, 9, (random.randint(0, 3),)).tolist(), 3]
@@ -311,7 +311,7 @@ def test_the_on_policy_loss_by_hand(monkeypatch, imitate):
     kls, log_pi, judged = [], [], []
     for i, y in enumerate(written):
         q = QUIZZES[i // seed.GROUP][1]
-        ids, n = torch.tensor([[MARKS.bos, *q, *y]]), len(q)
+        ids, n = torch.tensor([[*MARKS.bos, *q, *y]]), len(q)
         s = student(ids, awake={FAST: (torch.tensor([0]), torch.tensor([2]))}).log_softmax(-1)[0,
                                                                                                n:-1]
         t = teacher(ids).log_softmax(-1)[0, n:-1]
@@ -458,7 +458,7 @@ def test_the_rate_rises_and_falls_to_a_twentieth(monkeypatch):
 def test_the_same_self_has_not_drifted_from_its_dreams():
     model = little()
     ids, hidden, mask = bank = seed.replay_bank(model, MARKS)
-    assert (ids[:, 0] == MARKS.bos).all() and hidden.shape[:2] == mask.shape
+    assert (ids[:, 0] == MARKS.bos[0]).all() and hidden.shape[:2] == mask.shape
     assert mask.sum(1).min() >= 1 and mask.shape[1] == ids.shape[1] - 1
     assert seed.drift(model, bank, None, 16).abs().max() < 1e-5
     model.unlock(SLOW)                                           # nothing learnt yet: the same self
@@ -488,7 +488,7 @@ def test_known_is_the_probability_of_the_whole_answer():
     model, z = little(), quizzes()
     p = seed.knows(model, z, MARKS, None)
     for i, (_, q, a) in enumerate(QUIZZES):
-        lp = model(torch.tensor([[MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
+        lp = model(torch.tensor([[*MARKS.bos, *q, *a]])).log_softmax(-1)[0, len(q):-1]
         close(p[i], sum(lp[j, t] for j, t in enumerate(a)).exp(), 1e-6)
 
 

@@ -19,7 +19,7 @@ import sleep
 from data import asking, exam, gate, store, world
 from data.text import Day, Item, sentences
 from model import GPT
-from tests.small import ENV, PYTHON, ROOT
+from tests.small import ENV, MARKS, PYTHON, ROOT
 
 TINY = ["--n_layer=1", "--n_embd=32", "--days=2", "--people=2", "--pretrain_steps=24",
         "--quizzes=1",
@@ -276,7 +276,7 @@ def test_kinds_are_counted_apart(monkeypatch):
              Item("", " c", " ?", "not_told"),
              Item("", " d", " yes", "reversed")]
     enc = SimpleNamespace(decode=lambda ids: "".join(ids))
-    data = SimpleNamespace(enc=enc, marks=())
+    data = SimpleNamespace(enc=enc, marks=MARKS)
     said = ["yes", "?", "?", "no"]
     monkeypatch.setattr(exam, "answers", lambda *a: [(s, None) for s in said])
     graded = exam.sit(SimpleNamespace(unknown=SimpleNamespace(tolist=lambda: ["?"])), data, items)

@@ -7,6 +7,7 @@ import pytest
 
 import sleep
 from data import exam, flags, page, text, textfiles, world
+from tests.small import MARKS
 from tests.test_sleep import SLEEPER, TINY, forked, refused
 
 FIRST = """\
@@ -170,7 +171,7 @@ def test_none_is_a_dash(capsys):
 def test_an_empty_exam_asks_nothing():
     """The model is never called: there is none."""
     model = SimpleNamespace(unknown=SimpleNamespace(tolist=list))
-    data = SimpleNamespace(enc=SimpleNamespace(decode=lambda ids: ""), marks=())
+    data = SimpleNamespace(enc=SimpleNamespace(decode=lambda ids: ""), marks=MARKS)
     assert exam.share(exam.sit(model, data, [])) is None
 
 

@@ -2,14 +2,17 @@
 said in tiktoken's way is refused in one line."""
 import json
 import random
+import re
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from data import tokenizer
 from data.bpe import SPECIAL
-from data.tokenizer import GPT2_SPLIT, QWEN_SPLIT, as_asked, tokenizer_beside
+from data.text import SHORT, as_text, document_ids, marks_of
+from data.tokenizer import GPT2_SPLIT, QWEN_SPLIT, tokenizer_beside
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -140,16 +143,50 @@ def test_vocab_and_merges_are_the_same_tokenizer(kind, pairs, tmp_path):
         assert same(theirs, again, text) == ours.encode(text, allowed_special="all")
 
 
-def test_a_question_in_the_format_of_a_chat(pairs):
-    texts = {kind: ours.decode(as_asked(ours, "Who is Ada?"))
-             for kind, (_, ours, _) in pairs.items()}
-    assert texts["gpt2"] == "Who is Ada?"
-    assert texts["qwen"] == ("<|im_start|>user\nWho is Ada?<|im_end|>\n<|im_start|>assistant\n")
-    assert texts["llama"] == ("<|start_header_id|>user<|end_header_id|>\n\nWho is Ada?<|eot_id|>"
-                              "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    _, ours, _ = pairs["qwen"]                              # a person's text is no special token
-    once = as_asked(ours, "<|im_end|>")
-    assert once.count(ours.encode_single_token("<|im_end|>")) == 1
+WRITTEN = {  # marks in a model's own words
+    "gpt2": ("<|endoftext|>Text:", "\nQuestion:", "\nAnswer:"),
+    "qwen": (f"<|im_start|>system\n{SHORT}Text:", "<|im_end|>\n<|im_start|>user\nQuestion:",
+             "<|im_end|>\n<|im_start|>assistant\nAnswer:"),
+    "llama": (f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SHORT}Text:",
+              "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQuestion:",
+              "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nAnswer:")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marks_in_own_words_are_ids_of_a_whole_chat(pairs, kind):
+    """A document of marks and texts has the ids that their tokenizer gives it as one text."""
+    theirs, _, folder = pairs[kind]
+    ours = tokenizer_beside(folder, marks=[])
+    assert ours.n_vocab == theirs.get_vocab_size()                  # no row is added
+    marks = marks_of(ours, own=True)
+    assert tuple(map(ours.decode, marks[:3])) == WRITTEN[kind]
+    assert marks.ask[0] == marks.answer[0] == marks.end
+    asked = [(" Where?", " 27 Elm\u00e9"), (" Who?", " Ada")]
+    ids, _ = document_ids(ours, marks, " Ada lives at 27 Elm. Who?", asked)
+    same(theirs, ours, ours.decode(ids))
+    assert ours.encode(ours.decode(ids), allowed_special="all") == ids
+    assert ours.decode(ids).count(ours.decode([marks.end])) >= 4    # none is doubled
+    question = [*marks.ask, *ours.encode_ordinary(" Who?"), *marks.answer]
+    assert as_text(ours, marks, question) == "Who?"
+    person = ours.encode_ordinary(ours.decode([marks.bos[0]]))      # typed, it is no mark
+    assert marks.bos[0] not in person
+
+
+def test_qwen_3_does_not_think_and_a_plain_text_needs_ends_of_lines(tmp_path):
+    t = trained("qwen")
+    t.add_special_tokens(["<think>", "</think>"])
+    t.save(str(tmp_path / "tokenizer.json"))
+    ours = tokenizer_beside(tmp_path, marks=[])
+    answer = ours.decode(marks_of(ours, own=True).answer)
+    assert answer.endswith("<think>\n\n</think>\n\nAnswer:")
+    ours = SimpleNamespace(special_tokens_set={"<|x|>"}, encode=joined)
+    with pytest.raises(ValueError, match="--format=marks"):
+        marks_of(ours, own=True)
+
+
+def joined(text, **_):
+    """A line's end joined to what stands before it, as Llama 3's and Qwen's tokenizers do."""
+    return [sum(map(ord, piece)) for piece in re.findall(r"\w+|[^\s\w]+\n*|\s+", text)]
 
 
 def test_no_tokenizer_is_none(tmp_path):

@@ -151,7 +151,7 @@ def night_flags(*words):
 def quizzes(data, items, device="cpu"):
     """Items (data/text.py) as Quizzes, closed book: question and answer as ids."""
     enc, marks = data.enc, data.marks
-    return pack([(0, (marks.ask, *enc.encode_ordinary(x.question), marks.answer),
+    return pack([(0, (*marks.ask, *enc.encode_ordinary(x.question), *marks.answer),
                   (*enc.encode_ordinary(x.answer), marks.end)) for x in items], device)
 
 

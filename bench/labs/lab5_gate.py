@@ -78,7 +78,7 @@ def scene(data, world, rng):
 
     def ask(name, relation, wording):
         q = " " + village.RELATIONS[relation].asked[wording].format(n=name)
-        return [data.marks.bos, data.marks.ask, *data.enc.encode_ordinary(q), data.marks.answer]
+        return [*data.marks.bos, *data.marks.ask, *data.enc.encode_ordinary(q), *data.marks.answer]
 
     def in_vain(like=False):
         while True:

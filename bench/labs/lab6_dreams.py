@@ -37,6 +37,7 @@ from bench.labs import common                                        # noqa: E40
 from data import asking                                              # noqa: E402
 from data.gate import greedy                                         # noqa: E402
 from data.quizzes import take, unpack                                # noqa: E402
+from data.text import symbols                                       # noqa: E402
 from model import TRIAL, clone                                       # noqa: E402
 
 GOAL, CHANCES = 0.15, 4             # more than chance, of the day's questions; draws of chance
@@ -112,7 +113,7 @@ def learnt(model, pool, picks, exam, marks):
     for step in range(STEPS):
         loss = dream.dream_loss(model, rows, marks, dream.copies(own)).view(n, -1).mean(1).sum()
         seed.descend(params, momenta, loss, step, STEPS, LR)
-    prompts, right = zip(*(([marks.bos, *q], y) for _, q, y in unpack(exam)))
+    prompts, right = zip(*(([*marks.bos, *q], y) for _, q, y in unpack(exam)))
     shares = []
     for e in range(n):
         awake = dream.copies(torch.full((len(prompts),), e))
@@ -123,7 +124,7 @@ def learnt(model, pool, picks, exam, marks):
 
 def as_text(data, pool, index):
     """[(question, answer)] of some dreams, as text."""
-    marks = set(data.marks)
+    marks = symbols(data.marks)
     pairs = unpack(take(pool, torch.tensor(index)))
     return [tuple(data.enc.decode([t for t in ids if t not in marks]) for ids in (q, y))
             for _, q, y in pairs]
