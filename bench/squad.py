@@ -65,7 +65,7 @@ from model import clone
 METHODS = ("context", "base", "sleep", "gate+sft", "sft", "implications")
 LEARN = METHODS[2:]                                         # sleep first: the others spend as much
 LABELS = {"divergence": "sft", "on_policy": 0.0, "dream": 0}         # gate+sft
-LISTS, IMPLIED, DOCS = 5, 256, 16   # of implications a passage; tokens of one; documents a step
+LISTS, IMPLIED, DOCS = 5, 256, 8    # of implications a passage; tokens of one; documents a step
 LONGEST = 1024                      # tokens of a passage and its question, where the self has room
 USUAL = 100_000                     # tokens a passage where there is no sleep to be equal to
 PROMPT = ("Let's read the following passage and produce a list of implications derived directly or "
@@ -74,8 +74,8 @@ GRADES = ("em", "f1", "contains", "judge")
 PAPER = {  # per cent, n = 1 and n = 200
     "base": (31.9, 31.9), "SFT": (33.4, 32.0), "SEAL": (46.7, 43.2), "sleep": (48.1, 44.3),
     "sleep, four levels": (48.9, 46.2), "sleep without dreaming": (35.7, 36.2)}
-BESIDE = ("\nThe paper's (arXiv 2606.03979, SQuAD without context, Qwen2.5-7B, per cent), graded by "
-          "another\nlanguage model: to be held against a --judge, not against em.")
+BESIDE = ("\nThe paper's (arXiv 2606.03979, SQuAD without context, Qwen2.5-7B, n = 1 and 200, per cent),"
+          "\ngraded by another language model: to be held against a --judge, not against em.")
 APART = ("method", "contrast", "data", "data_dir", "days", "people", "out_dir", "resume", "chat",
          "ask", "context")          # flags of sleep.py that mean nothing here
 SHARED = {name: flag for name, flag in flags.FLAGS.items() if name not in APART}
@@ -336,7 +336,8 @@ def tokens_for(o, runs, k):
 
 def judge(command, runs, passages):
     """The judge's 1 or 0 beside all answers; what was not asked is 0."""
-    rows = [row for units in runs.values() for unit in units for row in unit["asked"] + unit["next"]]
+    rows = [row for units in runs.values() for unit in units for key in ("asked", "next")
+            for row in unit[key]]
     given = [row for row in rows if row["said"] is not None]
     found = [passages[row["passage"]]["questions"][row["question"]] for row in given]
     right = judged(command, [{"question": x["question"], "gold": x["answer"], "answer": row["said"]}

@@ -114,7 +114,7 @@ def words_in(said):
 
 
 def grade(said, gold):
-    """{"em", "f1", "contains"} of an answer, each from 0 to 1. said: None where it was not asked."""
+    """{"em", "f1", "contains"} of an answer, each from 0 to 1; said None: it was not asked."""
     if said is None:
         return {"em": 0, "f1": 0.0, "contains": 0}
     said, gold = words_in(said), words_in(gold)
