@@ -41,8 +41,6 @@ import re
 import shlex
 import sys
 import time
-from collections import Counter
-from statistics import mean
 from types import SimpleNamespace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -56,7 +54,8 @@ import dream
 import sleep
 from bench import baselines as B
 from bench import stats
-from bench.squad_text import (NAME, edits_in, from_world, grade, judged, passages_in, sha, text_of)
+from bench.squad_text import (NAME, PAPER, edits_in, from_world, grade, judge, passages_in, sha,
+                              table, text_of)
 from data import exam, flags, plan, store, team, text, textfiles, weights
 from data.engine import generate
 from data.gate import MAX_NEW
@@ -70,12 +69,6 @@ LONGEST = 1024                      # tokens of a passage and its question, wher
 USUAL = 100_000                     # tokens a passage where there is no sleep to be equal to
 PROMPT = ("Let's read the following passage and produce a list of implications derived directly or "
           "indirectly from the content.\n\nPassage:\n", "\n\nImplications:\n")       # as SEAL's
-GRADES = ("em", "f1", "contains", "judge")
-PAPER = {  # per cent, n = 1 and n = 200
-    "base": (31.9, 31.9), "SFT": (33.4, 32.0), "SEAL": (46.7, 43.2), "sleep": (48.1, 44.3),
-    "sleep, four levels": (48.9, 46.2), "sleep without dreaming": (35.7, 36.2)}
-BESIDE = ("\nThe paper's (arXiv 2606.03979, SQuAD without context, Qwen2.5-7B, n = 1 and 200, per cent),"
-          "\ngraded by another language model: to be held against a --judge, not against em.")
 APART = ("method", "contrast", "data", "data_dir", "days", "people", "out_dir", "resume", "chat",
          "ask", "context")          # flags of sleep.py that mean nothing here
 SHARED = {name: flag for name, flag in flags.FLAGS.items() if name not in APART}
@@ -285,17 +278,28 @@ def card_of(a, c, data, model):
 def expectation(o, a, c, card, enc, selves):
     """One sentence, by data/plan.py. c: the Config; selves: [(method, passages)] to be lived; the
     rivals learn from as many tokens as sleep."""
-    size, nights = 2 if a.dtype == "bfloat16" else 4, Counter(
-        len(day) for m, group in selves if m in LEARN for day in days_of(o, m, group))
+    size, minutes, most = 2 if a.dtype == "bfloat16" else 4, 0.0, 0.0
     read = {p["context"]: text.sentences(enc, text_of(p)) for _, group in selves for p in group}
-    told, length = mean(map(len, read.values())), max(sum(map(len, p)) for p in read.values()) + 1
-    minutes = most = 0.0
-    for n, often in nights.items():
-        night = plan.night(c, n, math.ceil(n * told), min(length, LONGEST), a, size)
-        flops, most = sum(night.flops.values()), max(most, sum(night.bytes.values()) / plan.GB)
-        minutes += often * plan.minutes(c, card, size, flops, night.steps, night.looks)
-    return (f"{len(selves)} selves, {nights.total()} nights: expect about "
-            f"{run.spoken(60 * minutes)} on {card.name}, {most:.1f} GB")
+    days = [day for m, group in selves if m in LEARN for day in days_of(o, m, group)]
+    for day in days:
+        told, length = plan.size_of([[read[p["context"]] for p in day]])
+        night = plan.night(c, len(day), told, min(length, LONGEST), a, size)
+        minutes += plan.minutes(c, card, size, sum(night.flops.values()), night.steps, night.looks)
+        most = max(most, sum(night.bytes.values()) / plan.GB)
+    return (f"{len(selves)} selves, {len(days)} nights: expect about {run.spoken(60 * minutes)} "
+            f"on {card.name}, and up to {most:.1f} GB")
+
+
+def planned(o, a, groups, passages):
+    """--plan: what a day and its night take (data/plan.py), and how long all of it."""
+    days = [text.Day([text_of(p) for p in day], []) for day in days_of(o, "sleep", passages)]
+    data = textfiles.newborn(a)._replace(days=days)
+    c = sleep.config_of(a, data)
+    if a.init_from != "scratch":
+        c = weights.config_in(a.init_from, c.ranks, len(data.marks))
+    plan.show(a, data, c)
+    selves = [(m, group) for some in groups.values() for m in o.methods for group in some]
+    print(expectation(o, a, c, card_of(a, c, data, None), data.enc, selves))
 
 
 def born(o, a):
@@ -334,47 +338,6 @@ def tokens_for(o, runs, k):
     return o.tokens or next((t for t in took if t), USUAL)
 
 
-def judge(command, runs, passages):
-    """The judge's 1 or 0 beside all answers; what was not asked is 0."""
-    rows = [row for units in runs.values() for unit in units for key in ("asked", "next")
-            for row in unit[key]]
-    given = [row for row in rows if row["said"] is not None]
-    found = [passages[row["passage"]]["questions"][row["question"]] for row in given]
-    right = judged(command, [{"question": x["question"], "gold": x["answer"], "answer": row["said"]}
-                             for row, x in zip(given, found)])
-    for row in rows:
-        row["judge"] = 0
-    for row, one in zip(given, right):
-        row["judge"] = one
-
-
-def by_passage(units, key, when="asked"):
-    """{passage: share of its questions that are right} over the selves of a method."""
-    found = {}
-    for row in (row for unit in units for row in unit[when]):
-        found.setdefault(row["passage"], []).append(row.get(key, 0))
-    return {p: mean(right) for p, right in found.items()}
-
-
-def table(n, runs):
-    """The lines of a table: shares of all questions, and how far sleep is ahead, paired by passage
-    (mean and 95 % interval)."""
-    some = [row for units in runs.values() for unit in units for row in unit["asked"]]
-    keys = [k for k in GRADES if any(k in row for row in some)]
-    lines = [f"\n{f'n = {n}':14}" + "".join(f"{k:>10}" for k in keys) + f"{'the morning after':>20}"
-             f"{'sleep ahead by':>20}{'too long':>10}"]
-    for m in (m for m in METHODS if runs.get(m)):
-        rows = [row for unit in runs[m] for row in unit["asked"]]
-        after = [row[keys[-1]] for unit in runs[m] for row in unit["next"]]
-        mine, slept = (by_passage(runs.get(who, []), keys[-1]) for who in (m, "sleep"))
-        ahead = [slept[p] - mine[p] for p in mine if p in slept]
-        lines.append(f"{m:14}" + "".join(f"{mean(row[k] for row in rows):10.3f}" for k in keys)
-                     + f"{f'{mean(after):.3f}' if after else '':>20}"
-                     + f"{stats.gap(ahead) if ahead and m != 'sleep' else '':>20}"
-                     + f"{sum(row['said'] is None for row in rows):10}")
-    return lines
-
-
 def main(argv):
     o, a = parse(argv)
     passages = from_world(a, o.limit) if o.passages == "world" else passages_in(o.passages, o.limit)
@@ -384,12 +347,7 @@ def main(argv):
     settings = settings_of(o, a, passages)
     o.key = sha(json.dumps([settings, base_folder(o, a)]))
     if a.plan:
-        data = textfiles.newborn(a)
-        c = sleep.config_of(a, data)
-        if a.init_from != "scratch":
-            c = weights.config_in(a.init_from, c.ranks, len(data.marks))
-        todo = [(m, group) for some in groups.values() for m in o.methods for group in some]
-        return print(expectation(o, a, c, card_of(a, c, data, None), data.enc, todo))
+        return planned(o, a, groups, passages)
     file = opened(o, argv, settings)
     todo = [(n, m, k) for n in groups for m in o.methods for k in range(
         len(file["runs"].get(str(n), {}).get(m, [])), len(groups[n]))]
@@ -409,10 +367,9 @@ def main(argv):
     for n in groups:
         if o.judge:
             judge(o.judge, file["runs"][str(n)], passages)
-        print("\n".join(table(n, file["runs"][str(n)])))
+        print("\n".join(table(n, file["runs"][str(n)], METHODS)))
     store.write_json(o.result, file)
-    print(BESIDE)
-    print("\n".join(f"{name:24}{one:8.1f}{many:8.1f}" for name, (one, many) in PAPER.items()))
+    print(PAPER)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """
-What bench/squad.py reads and how it grades: passages with questions in SQuAD's shape, ready-made
-implications, the embedded world in the same shape; exact match, F1, and a judge of one's own.
+What bench/squad.py reads, how it grades, and its table: passages with questions in SQuAD's shape,
+ready-made implications, the embedded world in the same shape; exact match, F1, a judge of one's
+own.
 
 Whatever is wrong with a file is one line, which names the file and the line in it.
 """
@@ -12,11 +13,24 @@ import shlex
 import string
 import subprocess
 from collections import Counter
+from statistics import mean
 
+from bench import stats
 from bench.knowledge import about
 from data import exam, flags, textfiles, world
 
 NAME = "squad.py"
+GRADES = ("em", "f1", "contains", "judge")
+PAPER = """
+The paper's (arXiv 2606.03979, SQuAD without context, Qwen2.5-7B, per cent), graded by another
+language model: to be held against a --judge, not against em.
+                           n = 1   n = 200
+base                        31.9      31.9
+SFT on the passage          33.4      32.0
+SEAL                        46.7      43.2
+sleep                       48.1      44.3
+sleep, four levels          48.9      46.2
+sleep without dreaming      35.7      36.2"""
 PASSAGE, ASKED = {"context": str, "questions": list}, {"question": str, "answer": str}
 EDITS = {"context_sha": str, "completions": list}
 KINDS = {str: "a text", list: "a list with something in it"}
@@ -143,3 +157,44 @@ def judged(command, rows):
         flags.fail(f"{shown} printed {len(lines)} lines, expected one for each of {len(rows)} "
                    "answers", NAME)
     return [int(line) for line in lines]
+
+
+def judge(command, runs, passages):
+    """The judge's 1 or 0 beside all answers; what was not asked is 0."""
+    rows = [row for units in runs.values() for unit in units for key in ("asked", "next")
+            for row in unit[key]]
+    given = [row for row in rows if row["said"] is not None]
+    found = [passages[row["passage"]]["questions"][row["question"]] for row in given]
+    right = judged(command, [{"question": x["question"], "gold": x["answer"], "answer": row["said"]}
+                             for row, x in zip(given, found)])
+    for row in rows:
+        row["judge"] = 0
+    for row, one in zip(given, right):
+        row["judge"] = one
+
+
+def by_passage(units, key, when="asked"):
+    """{passage: share of its questions that are right} over the selves of a method."""
+    found = {}
+    for row in (row for unit in units for row in unit[when]):
+        found.setdefault(row["passage"], []).append(row.get(key, 0))
+    return {p: mean(right) for p, right in found.items()}
+
+
+def table(n, runs, order):
+    """The lines of a table: shares of all questions, and how far sleep is ahead, paired by passage
+    (mean and 95 % interval). runs: {method: [what a self said]}; order: of the methods."""
+    some = [row for units in runs.values() for unit in units for row in unit["asked"]]
+    keys = [k for k in GRADES if any(k in row for row in some)]
+    lines = [f"\n{f'n = {n}':14}" + "".join(f"{k:>10}" for k in keys) + f"{'the morning after':>20}"
+             f"{'sleep ahead by':>20}{'too long':>10}"]
+    for m in (m for m in order if runs.get(m)):
+        rows = [row for unit in runs[m] for row in unit["asked"]]
+        after = [row[keys[-1]] for unit in runs[m] for row in unit["next"]]
+        mine, slept = (by_passage(runs.get(who, []), keys[-1]) for who in (m, "sleep"))
+        ahead = [slept[p] - mine[p] for p in mine if p in slept]
+        lines.append(f"{m:14}" + "".join(f"{mean(row[k] for row in rows):10.3f}" for k in keys)
+                     + f"{f'{mean(after):.3f}' if after else '':>20}"
+                     + f"{stats.gap(ahead) if ahead and m != 'sleep' else '':>20}"
+                     + f"{sum(row['said'] is None for row in rows):10}")
+    return lines

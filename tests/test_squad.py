@@ -145,7 +145,7 @@ def test_what_has_no_room_is_wrong_and_counted_never_left_out(tmp_path, monkeypa
     assert all(row["said"] is None for row in Q.asked(model, data, numbered(
         [{**TWO[1], "context": "word " * 250}]), read=True))
     units = [{"asked": rows, "next": []}]
-    assert Q.table(1, {"base": units})[1].split() == "base 0.500 0.500 0.500 2".split()
+    assert Q.table(1, {"base": units}, Q.METHODS)[1].split() == "base 0.500 0.500 0.500 2".split()
 
 
 def test_a_night_is_given_passages_alone_and_a_self_that_learnt_them_answers(tmp_path, monkeypatch):
@@ -253,7 +253,8 @@ def test_what_it_would_take_is_said_without_any_weights(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     random.seed(0)
     Q.main([f"--passages={written(tmp_path / 'p.jsonl', TWO)}", f"--init_from={tmp_path}",
-            "--plan=h200", "--dtype=bfloat16"])
+            "--plan=24", "--dtype=bfloat16"])
     said = capsys.readouterr().out
-    assert said.startswith("18 selves, 12 nights: expect about ") and "on h200" in said
+    assert "\n18 selves, 12 nights: expect about " in said and "on 24 GB" in said
+    assert "a day of 2 passages, 4 sentences" in said and "DOES NOT FIT" in said
     assert not list(tmp_path.glob("w*"))
