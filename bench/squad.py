@@ -50,7 +50,6 @@ from data import run                                                 # first: to
 import torch
 from tqdm import tqdm
 
-import dream
 import sleep
 from bench import baselines as B
 from bench import stats
@@ -69,6 +68,7 @@ LONGEST = 1024                      # tokens of a passage and its question, wher
 USUAL = 100_000                     # tokens a passage where there is no sleep to be equal to
 PROMPT = ("Let's read the following passage and produce a list of implications derived directly or "
           "indirectly from the content.\n\nPassage:\n", "\n\nImplications:\n")       # as SEAL's
+BEGIN = ("<|begin_of_text|>", "<|endoftext|>", "<|bos|>")  # of a text: Llama; GPT-2, Qwen; ours
 APART = ("method", "contrast", "data", "data_dir", "days", "people", "out_dir", "resume", "chat",
          "ask", "context")          # flags of sleep.py that mean nothing here
 SHARED = {name: flag for name, flag in flags.FLAGS.items() if name not in APART}
@@ -90,7 +90,7 @@ FLAGS = {  # name: (default, allowed, what it does); those in SHARED beside them
     "quick": (False, flags.SWITCH, "two passages of the world, a small self"),
 }
 QUICK = {"passages": "world", "limit": 2, "passages_a_night": 1, "n_layer": 2, "n_embd": 64,
-         "pretrain_steps": 600, "quizzes": 1, "seed_steps": 20, "threads": 1, "tokens": 4000}
+         "pretrain_steps": 400, "quizzes": 1, "seed_steps": 20, "threads": 1, "tokens": 4000}
 
 
 def parse(argv):
@@ -107,6 +107,7 @@ def parse(argv):
         o.result = os.path.join(o.work, "quick.json")
     a = run.begin([f"--{k}={int(v) if v is True or v is False else v}" for k, v in
                    ((k, getattr(o, k)) for k in SHARED)])
+    a.data = "text"                                         # texts of others, for all that ask
     if team.SIZE > 1:
         flags.fail("one process only: share the methods out, with a --work and --result each", NAME)
     return o, a
@@ -157,13 +158,14 @@ def night_of(method, o, data, today, tokens):
 def implied(model, data, passages):
     """Lists of implications as texts, LISTS a passage, that the self writes: a continuation of
     PROMPT; none where the context has no room for one."""
+    special = {s: data.enc.encode_single_token(s) for s in data.enc.special_tokens_set}
+    first = [special[s] for s in BEGIN if s in special][:1]
     begin, end = (data.enc.encode_ordinary(part) for part in PROMPT)
-    whole = [[begin + [t for s in passage for t in s] + end] for passage in passages]
-    prompts = dream.views_of(whole, data.marks, random, 1)
+    prompts = [first + begin + [t for s in passage for t in s] + end for passage in passages]
     room = model.config.block_size - max(map(len, prompts))
     if room < MAX_NEW:
         return []
-    special = [data.enc.encode_single_token(s) for s in data.enc.special_tokens_set]
+    special = set(special.values())
     rows = generate(model, prompts, min(IMPLIED, room), n=LISTS, stop=special)
     return [data.enc.decode([t for t in row if t not in special]) for row in rows]
 
@@ -258,10 +260,6 @@ def base_folder(o, a):
     return os.path.join(o.work, f"base-{sha(json.dumps([[getattr(a, k) for k in BORN], files]))}")
 
 
-def reads_already(a):
-    return a.init_from.endswith(".pt") or getattr(a, "format", "") == "own"
-
-
 def card_of(a, c, data, model):
     """The card of --plan, or this one, or this CPU: there a step of pretraining is tried."""
     if a.plan:
@@ -309,9 +307,10 @@ def born(o, a):
     a.lock = store.occupy(a.out_dir)
     data = textfiles.newborn(a)
     done = os.path.isfile(os.path.join(a.out_dir, "base.pt"))
-    if not done and not reads_already(a):
-        print("the base learns to read first, as in sleep.py", flush=True)
-    base, _ = sleep.pretrained(a, None if done else sleep.born(a, data), data)
+    start = None if done else sleep.born(a, data)
+    if start and not start[1]:
+        print("the base learns to read and to ask first, as in sleep.py", flush=True)
+    base, _ = sleep.pretrained(a, start, data)
     return data._replace(block_size=min(LONGEST, base.config.block_size)), base
 
 
