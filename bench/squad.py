@@ -21,8 +21,8 @@ A line of --passages: {"context", "questions": [{"question", "answer"}], maybe "
 Equal, as in bench/baselines.py: the base, the passages, the tokens that go through the learner
 (--tokens=0: as many as sleep's own nights took for these passages), Adam with warm-up and linear
 decay for the rivals, Muon for experts. sft and implications learn a LoRA of --rank on all linear
-layers, merged afterwards, as SEAL does; the nights an expert of --rank each. Search --lr of the
-rivals on other passages (train_rl_contexts.jsonl). What a night could not learn is read again in
+layers, merged afterwards, as SEAL does; the nights an expert of --rank each. So many tokens may be
+too many for sft: search its --lr and --tokens on other passages (train_rl_contexts.jsonl). What a night could not learn is read again in
 the next; after the last night nothing is in the context.
 
 An answer is graded by exact match, F1 (SQuAD v1.1) and "the true answer stands in it". A judge of
@@ -136,8 +136,7 @@ def night_of(method, o, data, today, tokens):
     """A night as in sleep.NIGHTS. today: its passages; tokens: a passage, for the rivals."""
     def sft(a, model, day, marks, i):
         def loss():
-            some = random.sample(day.passages, min(DOCS, len(day.passages)))
-            return B.text_loss(model, some, marks)
+            return B.text_loss(model, random.choices(day.passages, k=DOCS), marks)
         return model, B.learn_low_rank(model, loss, tokens * len(today), o.lr, a.rank)
 
     def implications(a, model, day, marks, i):
