@@ -22,8 +22,8 @@ Equal, as in bench/baselines.py: the base, the passages, the tokens that go thro
 (--tokens=0: as many as sleep's own nights took for these passages), Adam with warm-up and linear
 decay for the rivals, Muon for experts. sft and implications learn a LoRA of --rank on all linear
 layers, merged afterwards, as SEAL does; the nights an expert of --rank each. So many tokens may be
-too many for sft: search its --lr and --tokens on other passages (train_rl_contexts.jsonl). What a night could not learn is read again in
-the next; after the last night nothing is in the context.
+too many for sft: search its --lr and --tokens on other passages (train_rl_contexts.jsonl). What a
+night could not learn is read again in the next; after the last night nothing is in the context.
 
 An answer is graded by exact match, F1 (SQuAD v1.1) and "the true answer stands in it". A judge of
 your own, --judge=COMMAND, gets a line {"question", "gold", "answer"} each on stdin and prints a
