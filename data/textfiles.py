@@ -27,7 +27,7 @@ LONG = 512                              # tokens of a passage and a question, wh
 def load(a):
     """A folder of notes as a Data (data/text.py). a: data_dir, days (at most so many), and those of
     world.load. Raises FileNotFoundError or ValueError, naming file, line and what is expected."""
-    born = world.load(SimpleNamespace(**{**vars(a), "days": 0}))        # the world tells nothing
+    born = newborn(a)
     names = [] if a.ask or a.chat else names_in(a.data_dir)[:a.days]
     texts = [os.path.join(a.data_dir, name + ".txt") for name in names]
     days = [Day(passages_of(path), []) for path in texts]
@@ -35,6 +35,12 @@ def load(a):
         born = born._replace(always={}, block_size=LONG)
     exams = [exam_of(os.path.join(a.data_dir, name + ".tsv"), born) for name in names]
     return born._replace(name="text", days=days, exams=partial(exam, exams))
+
+
+def newborn(a):
+    """A Data of the world in which to read and to ask is learnt, but which tells nothing: it has no
+    days. For texts that are brought along. a: those of world.load."""
+    return world.load(SimpleNamespace(**{**vars(a), "days": 0}))
 
 
 def exam(exams, j, i):
