@@ -1,0 +1,540 @@
+"""
+Few-shot reasoning by dreaming, on ARC: the self writes how it will learn from a task's few
+demonstrations, tries it, and is taught by what worked ([S] = Language Models Need Sleep, arXiv
+2606.03979, its few-shot experiment, after SEAL, arXiv 2506.10943).
+
+    python bench/arc.py --data_dir=FOLDER --init_from=WEIGHTS    ARC as SEAL chose it; a card
+    python bench/arc.py --data=arc1d --data_dir=FOLDER           1D-ARC, a small self from scratch
+    python bench/arc.py --data=arc1d --data_dir=FOLDER --quick   does everything run? a minute
+    python bench/arc.py --table                                  a result file again, as a table
+
+A dream is a self-edit (bench/arc_edits.py): which flips, enlargements, repeats and chains of the
+demonstrations to learn, with what loss, rate and epochs. It is tried on an isolated copy, a
+throw-away low-rank expert that learns them leave-one-out; the reward is 1 if the copy then solves
+the task's test. ReST-EM teaches the writer, another expert, the rewarded dreams. At the end
+held-out tasks, nothing of whose outputs the self has seen:
+
+    icl         the demonstrations in the context, greedy
+    ttt         an expert learns them by a fixed recipe (arc_edits.RECIPE), a.test times
+    tuned       by the recipe whose every option was rewarded most in the trials (no writer)
+    dream       by a.test dreams of the writer before it was taught
+    sleep       by a.test dreams of the writer after it
+
+All learn with the same optimiser, at most --updates steps of --rows documents each. Success is the
+share of (task, attempt) whose outputs are right to the last cell, as in SEAL; beside it any of
+the attempts, and their majority. A task has to be right in all its tests.
+
+As in SEAL the tasks are filtered (--filter): kept are those that the base does not solve in its
+context and that some of eight settings, learnt from their demonstrations, does solve. The filter
+looks at their outputs: success is that on tasks *known to be learnable*, and icl is 0 by
+construction. A task that does not fit the context counts as unsolved.
+"""
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter, namedtuple
+from functools import partial
+from statistics import mean
+from types import SimpleNamespace
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+from data import run                                                 # noqa: E402  first: see there
+
+import torch                                                         # noqa: E402
+import torch.nn.functional as F                                      # noqa: E402
+from tqdm import tqdm                                                # noqa: E402
+
+import dream                                                         # noqa: E402
+import sleep                                                         # noqa: E402
+from bench import arc_edits as E                                     # noqa: E402
+from bench import arc_grids as G                                     # noqa: E402
+from bench import arc_world, stats                                   # noqa: E402
+from data import flags, store, tokenizer, weights                    # noqa: E402
+from data.engine import generate                                     # noqa: E402
+from data.flags import COUNT, SWITCH, TEXT                           # noqa: E402
+from data.kernels import in_chunks, muon                             # noqa: E402
+from data.quizzes import pack                                        # noqa: E402
+from data.text import pad_documents                                  # noqa: E402
+from model import TRIAL                                              # noqa: E402
+
+NAME = "arc.py"
+SOME = (1, 10 ** 6)
+FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
+    "data": ("arc", ("arc", "arc1d"), "SEAL's tasks of ARC-AGI-1, or 1D-ARC"),
+    "data_dir": ("data/arc", TEXT, "folder of the files"),
+    "init_from": ("scratch", TEXT, "folder of weights with their tokenizer; scratch: a small self"),
+    "seeds": ("1,2,3", TEXT, "seeds: of the small self, the choice of tasks, and all sampling"),
+    "train": (11, SOME, "tasks to learn to dream on, at most"),
+    "held": (8, SOME, "held-out tasks, at most"),
+    "pool": (3, SOME, "1D-ARC: tasks of each type that the filter looks at"),
+    "filter": (1, SWITCH, "0: all tasks, learnable or not"),
+    "dreams": (6, SOME, "dreams of each task in a round of ReST-EM"),
+    "rounds": (2, (0, 100), "rounds of ReST-EM"),
+    "lessons": (3, SOME, "times 16 steps of the writer in a round"),
+    "writer_rows": (8, SOME, "dreams in such a step"),
+    "test": (5, SOME, "attempts at a held-out task"),
+    "updates": (12, SOME, "steps of learning a task, at most"),
+    "rows": (2, SOME, "documents in such a step"),
+    "together": (16, SOME, "copies that learn side by side: fewer need less memory"),
+    "rank": (16, (1, 1024), "rank of the experts"),
+    "layers": (4, (1, 64), "from scratch: blocks"),
+    "width": (128, (32, 4096, 32), "from scratch: width"),
+    "steps": (1600, COUNT, "from scratch: steps of pretraining"),
+    "row": (24, (6, 32), "from scratch: cells of the longest row it is pretrained on"),
+    "work": ("out-arc", TEXT, "folder where a run is kept, and goes on"),
+    "result": ("", TEXT, "result file (default: bench/results/arc1d.json or arc.json)"),
+    "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to run"),
+    "dtype": ("float32", ("float32", "bfloat16"), "of the weights of --init_from"),
+    "table": (False, SWITCH, "print the result file and end"),
+    "quick": (False, SWITCH, "one seed, a tiny self, few tasks, in --work")}
+QUICK = {"seeds": "1", "steps": 300, "layers": 2, "width": 64, "row": 12, "train": 4, "held": 3,
+         "pool": 2, "dreams": 4, "rounds": 1, "lessons": 1, "updates": 6, "test": 2}
+PAPERS = {  # success in per cent, Llama-3.2-1B-Instruct, 8 held-out tasks
+    "icl": "0 [SEAL, S]",
+    "ttt": "10 [S]; not sure: from our notes, SEAL's table has no such row",
+    "dream": "20 [SEAL, S], called TTT + self-edit without RL",
+    "sleep": "72.5 [SEAL]; 80 [S]"}
+READING, LEARNING = 0.15, 0.4       # seconds of a step and of a learning, at the default sizes
+METHODS = ("icl", "ttt", "tuned", "dream", "sleep")
+Self = namedtuple("Self", "model f table")      # the model, its Format, the grammar of self-edits
+FILTERS = [{**E.RECIPE, "turns": turns, "rate": rate}
+           for turns in "01" for rate in E.SLOTS["rate"]]
+
+
+def main(argv):
+    a = parse(argv)
+    if a.table:
+        return print(table(stats.read(a.result) or flags.fail(f"no {a.result} yet", NAME)))
+    pools = pools_of(a)                                     # all that can fail comes first
+    chosen = None if a.init_from == "scratch" else weighty(a)
+    print(f"{a.data}: {sum(map(len, pools(a.seeds[0])))} tasks, seeds {a.seed_words}, on "
+          f"{run.name_of(a.torch_device)}. {expectation(a, pools)} Kept in {a.work}: the same "
+          "command goes on after an interruption.", flush=True)
+    book = opened(a)
+    for seed in a.seeds:
+        one_seed(a, book, seed, pools(seed), chosen)
+        publish(a, book)
+    print(table(stats.read(a.result)))
+
+
+def expectation(a, pools):
+    """How much there is to do, in words."""
+    looked = sum(map(len, pools(a.seeds[0])))
+    n = looked * len(FILTERS) * a.filter + a.train * a.dreams * a.rounds + 4 * a.held * a.test
+    read = f"{a.steps} steps of reading, then " if a.init_from == "scratch" else ""
+    took = f" (about {(a.steps * READING + n * LEARNING) / 60:.0f} minutes of a CPU thread)"
+    return f"Each seed: {read}at most {n} learnings of a task{took if read else ''}."
+
+
+def parse(argv):
+    a = flags.parse(argv, __doc__, FLAGS, NAME, QUICK)
+    a.seed_words, a.seeds = a.seeds, flags.numbers(a.seeds, "seeds", NAME)
+    if a.data == "arc" and a.init_from == "scratch":
+        flags.fail("--data=arc needs weights that can read grids of two dimensions: give their "
+                   "folder with --init_from, or take --data=arc1d", NAME)
+    shown = "quick.json" if a.quick else {"arc": "arc.json", "arc1d": "arc1d.json"}[a.data]
+    a.result = a.result or os.path.join(a.work if a.quick else stats.RESULTS, shown)
+    a.torch_device = run.device_of(a)
+    told = {k: v for k, v in flags.given(argv).items() if k not in ("work", "result", "device")}
+    folders = {k: "FOLDER" for k in ("data_dir", "init_from") if told.get(k, "scratch") != "scratch"}
+    a.command = " ".join(["python bench/arc.py", *(f"--{k}={v}" for k, v in (told | folders).items())])
+    return a
+
+
+# --------------------------------------------------------------------------------------------------
+# A dream is tried
+
+def attempt(me, task, edits, a, rng):
+    """Each self-edit is learnt by a throw-away expert of its own, all side by side; then each
+    copy answers the tests: [answers], a grid or None for each test. The self stays as it was."""
+    answers = []
+    for some in (edits[i:i + a.together] for i in range(0, len(edits), a.together)):
+        first = me.model.n_experts(TRIAL)
+        params = me.model.unlock(TRIAL, len(some))
+        learn(me, params, [work_of(me, task.demos, edit, a, rng) for edit in some],
+              torch.tensor([float(edit["rate"]) for edit in some], device=me.model.device))
+        answers += answered(me, task, first + torch.arange(len(some), device=me.model.device))
+        me.model.discard(TRIAL)
+    return answers
+
+
+def work_of(me, demos, edit, a, rng):
+    """What a self-edit gives to learn: steps of a.rows documents (ids, weights), a.updates at most.
+    """
+    parts = (0.0, 1.0, 1.0) if edit["loss"] == '"all"' else (0.0, 0.0, 1.0)
+    docs, queue = [], []
+    for pairs in G.examples(demos, edit, rng):
+        ids, part = zip(*E.document(me.f, pairs))
+        if len(ids) <= me.model.config.block_size:
+            docs.append((ids, [parts[p] for p in part]))
+    for _ in range(int(edit["epochs"]) * bool(docs)):
+        queue += rng.sample(docs, len(docs))
+    return [queue[i:i + a.rows] for i in range(0, len(queue), a.rows)][:a.updates]
+
+
+def learn(me, params, work, rate):
+    """The live experts learn, each its own work at its own rate (N,), by Muon."""
+    first, momenta = me.model.n_experts(TRIAL) - len(work), [torch.zeros_like(p) for p in params]
+    for step in range(max(map(len, work))):
+        busy = [step < len(steps) for steps in work]
+        docs = [doc for steps in work for doc in (steps[step] if step < len(steps) else [])]
+        whose = [i for i, steps in enumerate(work) if step < len(steps) for _ in steps[step]]
+        whose = torch.tensor(whose, device=me.model.device)
+        loss = losses(me.model, docs, whose, len(work), dream.copies(first + whose)).sum()
+        for p, g in zip(params, torch.autograd.grad(loss, params)):
+            p.grad = g
+        now = rate * torch.tensor(busy, device=rate.device)
+        muon(params, momenta, now[:, None, None])
+
+
+def losses(model, docs, whose, n, awake):
+    """Weighted next-token loss of each learner, (n,): docs (ids, weights), whose (N,) they are."""
+    ids, weight = pad_documents(docs)
+    at = weight.flatten().nonzero()[:, 0]                   # only what is scored becomes logits
+    row = whose[(at // weight.shape[1]).to(whose.device)]
+    ids, at, w = (t.to(model.device) for t in (ids, at, weight.flatten()[at]))
+    h = model.hidden(ids[:, :-1], awake=awake).flatten(0, 1)[at]
+
+    def nll(h, words):
+        return F.cross_entropy(model.logits(h).float(), words, reduction="none")
+    loss = in_chunks(nll, h, ids[:, 1:].flatten()[at])
+    zero = torch.zeros(n, device=loss.device)
+    return zero.index_add(0, row, loss * w) / zero.index_add(0, row, w).clamp(min=1e-9)
+
+
+def answered(me, task, experts=None):
+    """What each copy answers to the tests, greedily: [[grid or None]]; None: the self alone."""
+    prompts = [E.prompt_of(me.f, task.demos, x) for x, _ in task.tests]
+    n = 1 if experts is None else len(experts)
+    awake = None if experts is None else dream.copies(experts.repeat_interleave(len(prompts)))
+    room = min(me.model.config.block_size - max(map(len, prompts)), G.SIDE ** 2)
+    if room < 1:
+        return [[None] * len(prompts)] * n
+    rows = generate(me.model, prompts * n, room, temperature=0, awake=awake,
+                    stop=[E.stop_of(me.f)])
+    grids = [G.decode(me.f.enc, row[:-1]) if row[-1] == E.stop_of(me.f) else None for row in rows]
+    return [grids[i:i + len(prompts)] for i in range(0, len(grids), len(prompts))]
+
+
+def right(task, answers):
+    """The reward: 1 if all tests of the task are answered to the last cell, else 0."""
+    return int(answers == [y for _, y in task.tests])
+
+
+def fits(me, task):
+    """Do the demonstrations and each test, with its output, fit the context?"""
+    return all(len(E.document(me.f, [*task.demos, test])) <= me.model.config.block_size
+               for test in task.tests)
+
+
+# --------------------------------------------------------------------------------------------------
+# The self dreams, and learns to
+
+def dreams(me, task, n, taught):
+    """n self-edits that the self writes for this task; taught: with its writer awake."""
+    room = me.model.config.block_size - len(me.table)
+    none = torch.zeros(1, dtype=torch.long, device=me.model.device)
+    awake = {TRIAL: (none, none)} if taught and me.model.n_experts(TRIAL) else None
+    rows = generate(me.model, [E.wish_of(me.f, task.demos, room)], len(me.table), n=n,
+                    stop=[E.stop_of(me.f)], trie=me.table, awake=awake)
+    return [E.edit_in(me.f, row) for row in rows]
+
+
+def teach_writer(me, tasks, trials, a):
+    """ReST-EM (dream.rest_em) on the rewarded trials [(task's place, self-edit, reward)], each
+    behind its task's demonstrations in two orders. Returns the last loss, or None."""
+    room, readings = me.model.config.block_size - len(me.table), []
+    for task in tasks:
+        readings += [E.wish_of(me.f, demos, room)[:-1] for demos in (task.demos, task.demos[::-1])]
+    last = E.wish_of(me.f, tasks[0].demos, room)[-1:]
+    z = pack([(i, last, E.edit_ids(me.f, edit)) for i, edit, _ in trials], me.model.device)
+    reward, loss = torch.tensor([r for _, _, r in trials]), None
+    for _ in range(a.lessons):
+        loss = dream.rest_em(me.model, z, readings, None, reward, a.writer_rows)
+    return loss
+
+
+def tuned_recipe(trials):
+    """The self-edit of the options that were rewarded most often, each on average."""
+    def success(slot, option):
+        rewards = [r for _, edit, r in trials if edit[slot] == option]
+        return mean(rewards) if rewards else -1.0
+    return {slot: max(options, key=partial(success, slot)) for slot, options in E.SLOTS.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# One seed: base, filter, trials and lessons, held-out tasks; each step is kept when it is done
+
+def one_seed(a, book, seed, pools, weights_of):
+    me = base_of(a, seed, weights_of)
+    kept = book["runs"].setdefault(str(seed), {})
+    once = partial(remembered, a, book, kept, seed)
+    bar = partial(tqdm, leave=False, unit="task", mininterval=1.0)
+    looks = [[(t, once(f"filter {t.kind} {t.name}", look, me, t, a)) for t in bar(pool, desc=what)]
+             for pool, what in zip(pools, ("filter", "filter held-out"))]
+    train, held = (choose(found, n, a, seed) for found, n in zip(looks, (a.train, a.held)))
+    kept["chosen"] = {"train": [f"{t.kind} {t.name}" for t in train],
+                      "held": [f"{t.kind} {t.name}" for t in held]}
+    if not train or not held:
+        tqdm.write(f"  seed {seed}: the filter left {len(train)} tasks to train and {len(held)} "
+                   "held out: nothing to learn; look at more with --pool, or read more (--steps)")
+        return
+    for t in bar(held, desc="before"):                      # the writer is not taught as yet
+        once(f"dream {t.kind} {t.name}", by_dreams, me, t, a, False)
+    trials = []
+    for r in range(a.rounds):
+        now = []
+        for i, t in enumerate(bar(train, desc=f"dreams, round {r + 1}")):
+            found = once(f"trial {r} {t.kind} {t.name}", trial, me, t, a)
+            now += [(i, edit, reward) for edit, reward in found]
+        trials += now
+        path = os.path.join(a.work, f"writer-{seed}-{r}.pt")
+        me = taught(me, path, seed, r, partial(teach_writer, tasks=train, trials=now, a=a))
+    recipe = kept["recipe"] = tuned_recipe(trials)
+    for t in bar(held, desc="held out"):
+        name = f"{t.kind} {t.name}"
+        once(f"icl {name}", in_context, me, t)
+        once(f"ttt {name}", by_recipe, me, t, a, E.RECIPE)
+        once(f"tuned {name}", by_recipe, me, t, a, recipe)
+        once(f"sleep {name}", by_dreams, me, t, a, True)
+
+
+def remembered(a, book, kept, seed, key, make, *args):
+    """make(*args), once: what it gave is kept in the book. Each is seeded by its key alone, so an
+    interrupted run goes on to the same numbers."""
+    if key not in kept:
+        run.stage(SimpleNamespace(seed=seed), key)
+        kept[key] = make(*args)
+        store.write_json(os.path.join(a.work, "book.json"), book)
+    return kept[key]
+
+
+def look(me, task, a):
+    """What the filter wants to know: {"fits", "icl", "learnt": [is it, with each of FILTERS?]}."""
+    if not fits(me, task):
+        return {"fits": False, "icl": 0, "learnt": []}
+    icl = right(task, answered(me, task)[0])
+    if icl or not a.filter:
+        return {"fits": True, "icl": icl, "learnt": []}
+    tried = attempt(me, task, FILTERS, a, random)
+    return {"fits": True, "icl": icl, "learnt": [right(task, answers) for answers in tried]}
+
+
+def choose(found, n, a, seed):
+    """n of the tasks that the filter leaves, at random; of 1D-ARC of many types: in turn."""
+    left = [t for t, seen in found if not a.filter or any(seen["learnt"])]
+    random.Random(f"{seed} choose").shuffle(left)
+    nth, count = {}, Counter()
+    for t in left:
+        nth[t.kind, t.name], count[t.kind] = count[t.kind], count[t.kind] + 1
+    return sorted(left, key=lambda t: nth[t.kind, t.name] if t.kind else 0)[:n]
+
+
+def trial(me, task, a):
+    """Dreams of this task and their rewards: [[self-edit, reward]]."""
+    edits = dreams(me, task, a.dreams, True)
+    return [[edit, right(task, answers)]
+            for edit, answers in zip(edits, tried(me, task, edits, a))]
+
+
+def by_dreams(me, task, a, awake):
+    edits = dreams(me, task, a.test, awake)
+    return {"edits": edits, **graded(task, tried(me, task, edits, a))}
+
+
+def by_recipe(me, task, a, recipe):
+    return graded(task, tried(me, task, [recipe] * a.test, a))
+
+
+def in_context(me, task):
+    return graded(task, answered(me, task) if fits(me, task) else [[None]])
+
+
+def tried(me, task, edits, a):
+    """As `attempt`; a task that does not fit the context is unsolved."""
+    return attempt(me, task, edits, a, random) if fits(me, task) else [[None]] * len(edits)
+
+
+def graded(task, answers):
+    """{"right": [0 or 1], "vote": is the commonest answer right?, "answers"} of some attempts."""
+    whole = [json.dumps(x) for x in answers if None not in x]
+    common = Counter(whole).most_common(1)[0][0] if whole else "[]"
+    return {"right": [right(task, x) for x in answers], "vote": right(task, json.loads(common)),
+            "answers": answers}
+
+
+# --------------------------------------------------------------------------------------------------
+# The self, the tasks, and what is kept of a run
+
+def pools_of(a):
+    """pools(seed) -> (tasks to train on, tasks held out). 1D-ARC: half of its types each, which
+    half is a matter of the seed."""
+    if a.data == "arc":
+        both = G.seal(a.data_dir, "training"), G.seal(a.data_dir, "evaluation")
+        return lambda seed: both
+    tasks = G.one_dimensional(a.data_dir)
+    kinds = sorted({t.kind for t in tasks})
+
+    def pools(seed):
+        rng = random.Random(f"{seed} pools")
+        mixed = rng.sample(kinds, len(kinds))
+        some = {k: rng.sample(own, min(a.pool, len(own)))
+                for k in mixed for own in [[t for t in tasks if t.kind == k]]}
+        middle = len(mixed) // 2
+        return tuple([t for k in part for t in some[k]] for part in (mixed[:middle], mixed[middle:]))
+    return pools
+
+
+def self_of(model, f):
+    model = model.requires_grad_(False).eval()
+    return Self(model, f, E.grammar(f, model.config.vocab_size, model.device))
+
+
+def weighty(a):
+    """The self of --init_from. Raises ValueError or OSError."""
+    enc = tokenizer.of_weights(a)
+    if enc is None:
+        raise ValueError(f"--init_from={a.init_from}: no tokenizer there: put its tokenizer.json "
+                         "beside the weights")
+    model = weights.from_pretrained(a.init_from, (a.rank,) * 3, extra_tokens=len(E.bpe.SPECIAL),
+                                    dtype=getattr(torch, a.dtype))
+    if model.config.vocab_size != enc.n_vocab:
+        raise ValueError(f"{a.init_from}: weights of {model.config.vocab_size} words with a "
+                         f"tokenizer of {enc.n_vocab}: they do not belong together")
+    return self_of(model.to(a.torch_device), E.own_format(enc))
+
+
+def base_of(a, seed, given):
+    """The self before it learns to dream; from scratch: one a seed, kept in the folder."""
+    if given is not None:
+        given.model.reset(TRIAL)                            # what an earlier seed has taught it
+        return given
+    f, path = E.tiny_format(), os.path.join(a.work, f"base-{seed}.pt")
+    if os.path.isfile(path):
+        return self_of(sleep.load(path, a.torch_device)[0], f)
+    run.stage(SimpleNamespace(seed=seed), "base")
+    began = time.time()
+    model = arc_world.pretrained(f, a, a.torch_device)
+    sleep.save(path, model)
+    tqdm.write(f"  seed {seed}: read for {time.time() - began:.0f} s")
+    return self_of(model, f)
+
+
+def taught(me, path, seed, r, teach):
+    """The self whose writer was taught in round r; loaded where that was done before."""
+    levels = [block.levels[TRIAL] for block in me.model.blocks]
+    if os.path.isfile(path):
+        for level, (A, B) in zip(levels, store.load(path, me.model.device)[0]["writer"]):
+            level.A, level.B = A, B
+        return me
+    run.stage(SimpleNamespace(seed=seed), "writer", r)
+    loss = teach(me)
+    store.save(path, {"writer": [(level.A, level.B) for level in levels], "loss": loss})
+    return me
+
+
+def opened(a):
+    """What the folder holds of this run, {"args", "runs"}; another run's is refused."""
+    try:
+        a.lock = store.occupy(a.work)
+    except ValueError as e:
+        raise ValueError(str(e).replace("out_dir", "work")) from None
+    mine = {k: getattr(a, k) for k in FLAGS if k not in
+            ("seeds", "data_dir", "work", "result", "table", "device", "together")}
+    path = os.path.join(a.work, "book.json")
+    book = {"args": mine, "runs": {}}
+    if os.path.isfile(path):
+        try:
+            with open(path, encoding="utf-8") as file:
+                book = G.named(path, "the file", json.load(file))
+            other = [k for k in mine if book["args"].get(k) != mine[k]]
+        except (ValueError, KeyError, AttributeError) as e:
+            raise ValueError(f"{path} is damaged ({type(e).__name__}): take the folder away, or "
+                             "choose another --work") from None
+        if other:
+            raise ValueError(f"{a.work} holds a run with --{other[0]}={book['args'].get(other[0])}"
+                             ": take it away, choose another --work, or give the same flags")
+    return book
+
+
+# --------------------------------------------------------------------------------------------------
+# Numbers
+
+def publish(a, book):
+    """The result file: every seed that is finished, with every task's attempts."""
+    done = {s: summary(book["runs"].get(str(s), {})) for s in a.seeds}
+    store.write_json(a.result, {
+        **stats.provenance(a.command), "args": book["args"],
+        "device": run.name_of(a.torch_device), "papers": PAPERS,
+        "seeds": {str(s): numbers for s, numbers in done.items() if numbers}})
+
+
+def summary(kept):
+    """The numbers of one seed, {} if it is not finished.
+
+    success: share of (task, attempt) that is right; any, vote: share of tasks that any attempt, the
+    majority of the attempts solves. looked: of each type what the filter saw. trials: dreams and
+    their rewards, a list a round."""
+    held = kept.get("chosen", {}).get("held", [])
+    if not held or any(f"sleep {name}" not in kept for name in held):
+        return {}
+    success = {}
+    for m in METHODS:
+        seen = [kept[f"{m} {name}"] for name in held]
+        success[m] = {"success": mean(mean(r["right"]) for r in seen),
+                      "any": mean(max(r["right"]) for r in seen),
+                      "vote": mean(r["vote"] for r in seen)}
+    looked = {key: r for key, r in kept.items() if key.startswith("filter ")}
+    rounds = [[t for key, found in kept.items() if key.startswith(f"trial {r} ") for t in found]
+              for r in range(100)]
+    return {"success": success, "chosen": kept["chosen"], "recipe": kept["recipe"],
+            "looked": len(looked), "too long": sum(not r["fits"] for r in looked.values()),
+            "icl of all": mean(r["icl"] for r in looked.values()),
+            "learnable": sum(any(r["learnt"]) for r in looked.values()),
+            "trials": [{"dreams": len(now), "rejected": sum(not r for _, r in now)}
+                       for now in rounds if now],
+            "tasks": {key: r for key, r in kept.items() if key not in ("chosen", "recipe")}}
+
+
+def shown(values):
+    m, half = stats.interval([100 * v for v in values])
+    return f"{m:.1f}" + (f" ± {half:.1f}" if half == half else "")
+
+
+def table(file):
+    """The result file as a table: mean and 95 % interval over seeds, in per cent, beside the
+    papers' numbers; then the differences that matter, paired by seed."""
+    runs = list(file["seeds"].values())
+    if not runs:
+        return "no seed is finished: the filter left nothing to learn"
+    lines = [f"{'':8}{'success':>16}{'any':>16}{'majority':>16}   of the papers (others' tasks)"]
+    for m in METHODS:
+        parts = [shown([r["success"][m][k] for r in runs]) for k in ("success", "any", "vote")]
+        lines.append(f"{m:8}" + "".join(f"{p:>16}" for p in parts) + f"   {PAPERS.get(m, '')}")
+    lines.append("")
+    for other in METHODS[1:-1]:
+        d = [r["success"]["sleep"]["success"] - r["success"][other]["success"] for r in runs]
+        lines.append(f"sleep - {other}: {shown(d)}, by seed "
+                     + ", ".join(f"{100 * x:+.1f}" for x in d))
+    for s, r in file["seeds"].items():
+        trials = ", ".join(f"{t['dreams']} dreams, {t['rejected']} rejected" for t in r["trials"])
+        lines.append(f"seed {s}: {r['looked']} tasks looked at, {r['too long']} too long (unsolved)"
+                     f", {100 * r['icl of all']:.0f} % solved in context, {r['learnable']} more "
+                     f"learnable; {len(r['chosen']['train'])} to train, {len(r['chosen']['held'])} "
+                     f"held out; rounds: {trials or 'none'}")
+    return "\n".join(lines)
+
+
+def guarded(argv):
+    try:
+        main(argv)
+    except torch.OutOfMemoryError:
+        flags.fail("out of memory: lower --together, --rows or --writer_rows and run the same "
+                   "command again in another --work", NAME)
+
+
+if __name__ == "__main__":
+    flags.guarded(guarded, NAME)
