@@ -25,7 +25,7 @@ share of (task, attempt) whose outputs are right to the last cell, as in SEAL; b
 the attempts, and their majority. A task has to be right in all its tests.
 
 As in SEAL the tasks are filtered (--filter): kept are those that the base does not solve in its
-context and that some of eight settings, learnt from their demonstrations, does solve. The filter
+context and that some of four settings, learnt from their demonstrations, does solve. The filter
 looks at their outputs: success is that on tasks *known to be learnable*, and icl is 0 by
 construction. A task that does not fit the context counts as unsolved.
 """
@@ -33,8 +33,7 @@ import json
 import os
 import random
 import sys
-import time
-from collections import Counter, namedtuple
+from collections import Counter
 from functools import partial
 from statistics import mean
 from types import SimpleNamespace
@@ -44,20 +43,15 @@ sys.path.insert(0, ROOT)
 from data import run                                                 # noqa: E402  first: see there
 
 import torch                                                         # noqa: E402
-import torch.nn.functional as F                                      # noqa: E402
 from tqdm import tqdm                                                # noqa: E402
 
-import dream                                                         # noqa: E402
 import sleep                                                         # noqa: E402
 from bench import arc_edits as E                                     # noqa: E402
 from bench import arc_grids as G                                     # noqa: E402
+from bench import arc_trials as T                                    # noqa: E402
 from bench import arc_world, stats                                   # noqa: E402
 from data import flags, store, tokenizer, weights                    # noqa: E402
-from data.engine import generate                                     # noqa: E402
 from data.flags import COUNT, SWITCH, TEXT                           # noqa: E402
-from data.kernels import in_chunks, muon                             # noqa: E402
-from data.quizzes import pack                                        # noqa: E402
-from data.text import pad_documents                                  # noqa: E402
 from model import TRIAL                                              # noqa: E402
 
 NAME = "arc.py"
@@ -69,20 +63,20 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "seeds": ("1,2,3", TEXT, "seeds: of the small self, the choice of tasks, and all sampling"),
     "train": (11, SOME, "tasks to learn to dream on, at most"),
     "held": (8, SOME, "held-out tasks, at most"),
-    "pool": (3, SOME, "1D-ARC: tasks of each type that the filter looks at"),
+    "pool": (2, SOME, "1D-ARC: tasks of each type that the filter looks at"),
     "filter": (1, SWITCH, "0: all tasks, learnable or not"),
-    "dreams": (6, SOME, "dreams of each task in a round of ReST-EM"),
+    "dreams": (5, SOME, "dreams of each task in a round of ReST-EM"),
     "rounds": (2, (0, 100), "rounds of ReST-EM"),
     "lessons": (3, SOME, "times 16 steps of the writer in a round"),
     "writer_rows": (8, SOME, "dreams in such a step"),
     "test": (5, SOME, "attempts at a held-out task"),
-    "updates": (12, SOME, "steps of learning a task, at most"),
+    "updates": (20, SOME, "steps of learning a task, at most"),
     "rows": (2, SOME, "documents in such a step"),
     "together": (16, SOME, "copies that learn side by side: fewer need less memory"),
     "rank": (16, (1, 1024), "rank of the experts"),
-    "layers": (4, (1, 64), "from scratch: blocks"),
-    "width": (128, (32, 4096, 32), "from scratch: width"),
-    "steps": (1600, COUNT, "from scratch: steps of pretraining"),
+    "layers": (3, (1, 64), "from scratch: blocks"),
+    "width": (96, (32, 4096, 32), "from scratch: width"),
+    "steps": (1800, COUNT, "from scratch: steps of pretraining"),
     "row": (24, (6, 32), "from scratch: cells of the longest row it is pretrained on"),
     "work": ("out-arc", TEXT, "folder where a run is kept, and goes on"),
     "result": ("", TEXT, "result file (default: bench/results/arc1d.json or arc.json)"),
@@ -90,18 +84,17 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "dtype": ("float32", ("float32", "bfloat16"), "of the weights of --init_from"),
     "table": (False, SWITCH, "print the result file and end"),
     "quick": (False, SWITCH, "one seed, a tiny self, few tasks, in --work")}
-QUICK = {"seeds": "1", "steps": 300, "layers": 2, "width": 64, "row": 12, "train": 4, "held": 3,
-         "pool": 2, "dreams": 4, "rounds": 1, "lessons": 1, "updates": 6, "test": 2}
+QUICK = {"seeds": "1", "steps": 600, "layers": 2, "width": 64, "row": 16, "train": 4, "held": 3,
+         "pool": 1, "filter": 0, "dreams": 4, "rounds": 1, "lessons": 1, "test": 2}
 PAPERS = {  # success in per cent, Llama-3.2-1B-Instruct, 8 held-out tasks
     "icl": "0 [SEAL, S]",
     "ttt": "10 [S]; not sure: from our notes, SEAL's table has no such row",
     "dream": "20 [SEAL, S], called TTT + self-edit without RL",
     "sleep": "72.5 [SEAL]; 80 [S]"}
-READING, LEARNING = 0.15, 0.4       # seconds of a step and of a learning, at the default sizes
+READING, LEARNING = 0.08, 0.4       # seconds of a step and of a learning, at the default sizes
 METHODS = ("icl", "ttt", "tuned", "dream", "sleep")
-Self = namedtuple("Self", "model f table")      # the model, its Format, the grammar of self-edits
 FILTERS = [{**E.RECIPE, "turns": turns, "rate": rate}
-           for turns in "01" for rate in E.SLOTS["rate"]]
+           for turns in "01" for rate in ("0.03", "0.1")]
 
 
 def main(argv):
@@ -145,127 +138,6 @@ def parse(argv):
 
 
 # --------------------------------------------------------------------------------------------------
-# A dream is tried
-
-def attempt(me, task, edits, a, rng):
-    """Each self-edit is learnt by a throw-away expert of its own, all side by side; then each
-    copy answers the tests: [answers], a grid or None for each test. The self stays as it was."""
-    answers = []
-    for some in (edits[i:i + a.together] for i in range(0, len(edits), a.together)):
-        first = me.model.n_experts(TRIAL)
-        params = me.model.unlock(TRIAL, len(some))
-        learn(me, params, [work_of(me, task.demos, edit, a, rng) for edit in some],
-              torch.tensor([float(edit["rate"]) for edit in some], device=me.model.device))
-        answers += answered(me, task, first + torch.arange(len(some), device=me.model.device))
-        me.model.discard(TRIAL)
-    return answers
-
-
-def work_of(me, demos, edit, a, rng):
-    """What a self-edit gives to learn: steps of a.rows documents (ids, weights), a.updates at most.
-    """
-    parts = (0.0, 1.0, 1.0) if edit["loss"] == '"all"' else (0.0, 0.0, 1.0)
-    docs, queue = [], []
-    for pairs in G.examples(demos, edit, rng):
-        ids, part = zip(*E.document(me.f, pairs))
-        if len(ids) <= me.model.config.block_size:
-            docs.append((ids, [parts[p] for p in part]))
-    for _ in range(int(edit["epochs"]) * bool(docs)):
-        queue += rng.sample(docs, len(docs))
-    return [queue[i:i + a.rows] for i in range(0, len(queue), a.rows)][:a.updates]
-
-
-def learn(me, params, work, rate):
-    """The live experts learn, each its own work at its own rate (N,), by Muon."""
-    first, momenta = me.model.n_experts(TRIAL) - len(work), [torch.zeros_like(p) for p in params]
-    for step in range(max(map(len, work))):
-        busy = [step < len(steps) for steps in work]
-        docs = [doc for steps in work for doc in (steps[step] if step < len(steps) else [])]
-        whose = [i for i, steps in enumerate(work) if step < len(steps) for _ in steps[step]]
-        whose = torch.tensor(whose, device=me.model.device)
-        loss = losses(me.model, docs, whose, len(work), dream.copies(first + whose)).sum()
-        for p, g in zip(params, torch.autograd.grad(loss, params)):
-            p.grad = g
-        now = rate * torch.tensor(busy, device=rate.device)
-        muon(params, momenta, now[:, None, None])
-
-
-def losses(model, docs, whose, n, awake):
-    """Weighted next-token loss of each learner, (n,): docs (ids, weights), whose (N,) they are."""
-    ids, weight = pad_documents(docs)
-    at = weight.flatten().nonzero()[:, 0]                   # only what is scored becomes logits
-    row = whose[(at // weight.shape[1]).to(whose.device)]
-    ids, at, w = (t.to(model.device) for t in (ids, at, weight.flatten()[at]))
-    h = model.hidden(ids[:, :-1], awake=awake).flatten(0, 1)[at]
-
-    def nll(h, words):
-        return F.cross_entropy(model.logits(h).float(), words, reduction="none")
-    loss = in_chunks(nll, h, ids[:, 1:].flatten()[at])
-    zero = torch.zeros(n, device=loss.device)
-    return zero.index_add(0, row, loss * w) / zero.index_add(0, row, w).clamp(min=1e-9)
-
-
-def answered(me, task, experts=None):
-    """What each copy answers to the tests, greedily: [[grid or None]]; None: the self alone."""
-    prompts = [E.prompt_of(me.f, task.demos, x) for x, _ in task.tests]
-    n = 1 if experts is None else len(experts)
-    awake = None if experts is None else dream.copies(experts.repeat_interleave(len(prompts)))
-    room = min(me.model.config.block_size - max(map(len, prompts)), G.SIDE ** 2)
-    if room < 1:
-        return [[None] * len(prompts)] * n
-    rows = generate(me.model, prompts * n, room, temperature=0, awake=awake,
-                    stop=[E.stop_of(me.f)])
-    grids = [G.decode(me.f.enc, row[:-1]) if row[-1] == E.stop_of(me.f) else None for row in rows]
-    return [grids[i:i + len(prompts)] for i in range(0, len(grids), len(prompts))]
-
-
-def right(task, answers):
-    """The reward: 1 if all tests of the task are answered to the last cell, else 0."""
-    return int(answers == [y for _, y in task.tests])
-
-
-def fits(me, task):
-    """Do the demonstrations and each test, with its output, fit the context?"""
-    return all(len(E.document(me.f, [*task.demos, test])) <= me.model.config.block_size
-               for test in task.tests)
-
-
-# --------------------------------------------------------------------------------------------------
-# The self dreams, and learns to
-
-def dreams(me, task, n, taught):
-    """n self-edits that the self writes for this task; taught: with its writer awake."""
-    room = me.model.config.block_size - len(me.table)
-    none = torch.zeros(1, dtype=torch.long, device=me.model.device)
-    awake = {TRIAL: (none, none)} if taught and me.model.n_experts(TRIAL) else None
-    rows = generate(me.model, [E.wish_of(me.f, task.demos, room)], len(me.table), n=n,
-                    stop=[E.stop_of(me.f)], trie=me.table, awake=awake)
-    return [E.edit_in(me.f, row) for row in rows]
-
-
-def teach_writer(me, tasks, trials, a):
-    """ReST-EM (dream.rest_em) on the rewarded trials [(task's place, self-edit, reward)], each
-    behind its task's demonstrations in two orders. Returns the last loss, or None."""
-    room, readings = me.model.config.block_size - len(me.table), []
-    for task in tasks:
-        readings += [E.wish_of(me.f, demos, room)[:-1] for demos in (task.demos, task.demos[::-1])]
-    last = E.wish_of(me.f, tasks[0].demos, room)[-1:]
-    z = pack([(i, last, E.edit_ids(me.f, edit)) for i, edit, _ in trials], me.model.device)
-    reward, loss = torch.tensor([r for _, _, r in trials]), None
-    for _ in range(a.lessons):
-        loss = dream.rest_em(me.model, z, readings, None, reward, a.writer_rows)
-    return loss
-
-
-def tuned_recipe(trials):
-    """The self-edit of the options that were rewarded most often, each on average."""
-    def success(slot, option):
-        rewards = [r for _, edit, r in trials if edit[slot] == option]
-        return mean(rewards) if rewards else -1.0
-    return {slot: max(options, key=partial(success, slot)) for slot, options in E.SLOTS.items()}
-
-
-# --------------------------------------------------------------------------------------------------
 # One seed: base, filter, trials and lessons, held-out tasks; each step is kept when it is done
 
 def one_seed(a, book, seed, pools, weights_of):
@@ -292,8 +164,8 @@ def one_seed(a, book, seed, pools, weights_of):
             now += [(i, edit, reward) for edit, reward in found]
         trials += now
         path = os.path.join(a.work, f"writer-{seed}-{r}.pt")
-        me = taught(me, path, seed, r, partial(teach_writer, tasks=train, trials=now, a=a))
-    recipe = kept["recipe"] = tuned_recipe(trials)
+        me = taught(me, path, seed, r, partial(T.teach_writer, tasks=train, trials=now, a=a))
+    recipe = kept["recipe"] = T.tuned_recipe(trials)
     for t in bar(held, desc="held out"):
         name = f"{t.kind} {t.name}"
         once(f"icl {name}", in_context, me, t)
@@ -314,13 +186,13 @@ def remembered(a, book, kept, seed, key, make, *args):
 
 def look(me, task, a):
     """What the filter wants to know: {"fits", "icl", "learnt": [is it, with each of FILTERS?]}."""
-    if not fits(me, task):
+    if not T.fits(me, task):
         return {"fits": False, "icl": 0, "learnt": []}
-    icl = right(task, answered(me, task)[0])
+    icl = T.right(task, T.answered(me, task)[0])
     if icl or not a.filter:
         return {"fits": True, "icl": icl, "learnt": []}
-    tried = attempt(me, task, FILTERS, a, random)
-    return {"fits": True, "icl": icl, "learnt": [right(task, answers) for answers in tried]}
+    tried = T.attempt(me, task, FILTERS, a, random)
+    return {"fits": True, "icl": icl, "learnt": [T.right(task, answers) for answers in tried]}
 
 
 def choose(found, n, a, seed):
@@ -335,35 +207,22 @@ def choose(found, n, a, seed):
 
 def trial(me, task, a):
     """Dreams of this task and their rewards: [[self-edit, reward]]."""
-    edits = dreams(me, task, a.dreams, True)
-    return [[edit, right(task, answers)]
-            for edit, answers in zip(edits, tried(me, task, edits, a))]
+    edits = T.dreams(me, task, a.dreams, True)
+    return [[edit, T.right(task, answers)]
+            for edit, answers in zip(edits, T.tried(me, task, edits, a))]
 
 
 def by_dreams(me, task, a, awake):
-    edits = dreams(me, task, a.test, awake)
-    return {"edits": edits, **graded(task, tried(me, task, edits, a))}
+    edits = T.dreams(me, task, a.test, awake)
+    return {"edits": edits, **T.graded(task, T.tried(me, task, edits, a))}
 
 
 def by_recipe(me, task, a, recipe):
-    return graded(task, tried(me, task, [recipe] * a.test, a))
+    return T.graded(task, T.tried(me, task, [recipe] * a.test, a))
 
 
 def in_context(me, task):
-    return graded(task, answered(me, task) if fits(me, task) else [[None]])
-
-
-def tried(me, task, edits, a):
-    """As `attempt`; a task that does not fit the context is unsolved."""
-    return attempt(me, task, edits, a, random) if fits(me, task) else [[None]] * len(edits)
-
-
-def graded(task, answers):
-    """{"right": [0 or 1], "vote": is the commonest answer right?, "answers"} of some attempts."""
-    whole = [json.dumps(x) for x in answers if None not in x]
-    common = Counter(whole).most_common(1)[0][0] if whole else "[]"
-    return {"right": [right(task, x) for x in answers], "vote": right(task, json.loads(common)),
-            "answers": answers}
+    return T.graded(task, T.answered(me, task) if T.fits(me, task) else [[None]])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -388,11 +247,6 @@ def pools_of(a):
     return pools
 
 
-def self_of(model, f):
-    model = model.requires_grad_(False).eval()
-    return Self(model, f, E.grammar(f, model.config.vocab_size, model.device))
-
-
 def weighty(a):
     """The self of --init_from. Raises ValueError or OSError."""
     enc = tokenizer.of_weights(a)
@@ -404,7 +258,7 @@ def weighty(a):
     if model.config.vocab_size != enc.n_vocab:
         raise ValueError(f"{a.init_from}: weights of {model.config.vocab_size} words with a "
                          f"tokenizer of {enc.n_vocab}: they do not belong together")
-    return self_of(model.to(a.torch_device), E.own_format(enc))
+    return T.self_of(model.to(a.torch_device), E.own_format(enc))
 
 
 def base_of(a, seed, given):
@@ -415,12 +269,9 @@ def base_of(a, seed, given):
     f, path = E.tiny_format(), os.path.join(a.work, f"base-{seed}.pt")
     if os.path.isfile(path):
         return self_of(sleep.load(path, a.torch_device)[0], f)
-    run.stage(SimpleNamespace(seed=seed), "base")
-    began = time.time()
-    model = arc_world.pretrained(f, a, a.torch_device)
+    model = arc_world.pretrained(f, a, seed, os.path.join(a.work, f"reading-{seed}.pt"))
     sleep.save(path, model)
-    tqdm.write(f"  seed {seed}: read for {time.time() - began:.0f} s")
-    return self_of(model, f)
+    return T.self_of(model, f)
 
 
 def taught(me, path, seed, r, teach):

@@ -7,17 +7,15 @@ mirror, copy patterns, recolour by size, scale up to a wall): those stay unseen.
 or four examples of one rule, input and output in turn; after some comes a self-edit with settings
 at random, so that the self knows how one is written, and not which is good.
 """
-import random
+from functools import partial
+from types import SimpleNamespace
 
-from tqdm import tqdm
-
+import sleep
 from bench.arc_edits import any_edit, document, edit_ids
-from data.text import pad_documents
+from data import run, store
 from model import GPT, Config
-from sleep import descend, document_loss, optimizers
 
 COLOURS = range(1, 10)
-BATCH, RISE, FALL = 8, 30, 0.6      # documents a step; warm-up; the last share, where rates fall
 EDITS = 0.1                         # share of the documents with a self-edit behind the examples
 READ = 0.05                         # weight of the cells of an input; of an output: 1
 BLOCK = 320                         # cells and marks of a context: most of 1D-ARC fits
@@ -140,24 +138,26 @@ def weighed(f, pairs, asked=(), edit=()):
     return [*ids, *edit], weights + [1.0] * len(edit)
 
 
-def lesson(f, rng, longest):
-    """A document to pretrain on."""
+def lesson(f, longest, rng, share):
+    """A document to pretrain on; its rows have `longest` cells at most."""
     pairs = task(rng, longest_row=longest)
     if rng.random() > EDITS:
         return weighed(f, pairs)
     return weighed(f, pairs[:3], f.enc.encode_ordinary(f.asked), edit_ids(f, any_edit(rng)))
 
 
-def pretrained(f, a, device):
-    """A self from scratch that has read a.steps steps of lessons. a: layers, width, steps, row."""
+def pretrained(f, a, seed, half):
+    """A self from scratch that has read a.steps steps of lessons; goes on from the file `half`.
+
+    a: layers, width, rank, row (cells of the longest row), steps, torch_device."""
     config = Config(vocab_size=f.enc.n_vocab, block_size=BLOCK, n_layer=a.layers,
                     n_head=a.width // 32, n_embd=a.width, d_ff=4 * a.width,
                     ranks=(a.rank, a.rank, a.rank), hears=0)
-    model = GPT(config).to(device)
-    opts = optimizers(model.requires_grad_(True))
-    for step in tqdm(range(a.steps), desc="pretrain", unit="step", leave=False, mininterval=1.0):
-        docs = [lesson(f, random, a.row) for _ in range(BATCH)]
-        loss = document_loss(model, *pad_documents(docs))
-        share = step / a.steps
-        descend(model, opts, loss, min(1.0, (step + 1) / RISE, (1 - share) / FALL + 0.02))
-    return model.requires_grad_(False).eval()
+    how = SimpleNamespace(seed=seed, resume=True, pretrain_steps=a.steps,
+                          torch_device=a.torch_device)
+    run.stage(how, "base")
+    model = GPT(config).to(a.torch_device)
+    lessons = SimpleNamespace(document=partial(lesson, f, a.row))
+    sleep.pretrain(how, model, lessons, half)
+    store.remove(half)
+    return model
