@@ -67,7 +67,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "filter": (1, SWITCH, "0: all tasks, learnable or not"),
     "dreams": (5, SOME, "dreams of each task in a round of ReST-EM"),
     "rounds": (2, (0, 100), "rounds of ReST-EM"),
-    "lessons": (3, SOME, "times 16 steps of the writer in a round"),
+    "lessons": (6, SOME, "times 16 steps of the writer in a round"),
     "writer_rows": (8, SOME, "dreams in such a step"),
     "test": (5, SOME, "attempts at a held-out task"),
     "updates": (20, SOME, "steps of learning a task, at most"),
@@ -268,7 +268,7 @@ def base_of(a, seed, given):
         return given
     f, path = E.tiny_format(), os.path.join(a.work, f"base-{seed}.pt")
     if os.path.isfile(path):
-        return self_of(sleep.load(path, a.torch_device)[0], f)
+        return T.self_of(sleep.load(path, a.torch_device)[0], f)
     model = arc_world.pretrained(f, a, seed, os.path.join(a.work, f"reading-{seed}.pt"))
     sleep.save(path, model)
     return T.self_of(model, f)
