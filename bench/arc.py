@@ -70,7 +70,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "lessons": (6, SOME, "times 16 steps of the writer in a round"),
     "writer_rows": (8, SOME, "dreams in such a step"),
     "test": (5, SOME, "attempts at a held-out task"),
-    "updates": (20, SOME, "steps of learning a task, at most"),
+    "updates": (24, SOME, "steps of learning a task, at most"),
     "rows": (2, SOME, "documents in such a step"),
     "together": (16, SOME, "copies that learn side by side: fewer need less memory"),
     "rank": (16, (1, 1024), "rank of the experts"),
@@ -93,8 +93,8 @@ PAPERS = {  # success in per cent, Llama-3.2-1B-Instruct, 8 held-out tasks
     "sleep": "72.5 [SEAL]; 80 [S]"}
 READING, LEARNING = 0.08, 0.4       # seconds of a step and of a learning, at the default sizes
 METHODS = ("icl", "ttt", "tuned", "dream", "sleep")
-FILTERS = [{**E.RECIPE, "turns": turns, "rate": rate}
-           for turns in "01" for rate in ("0.03", "0.1")]
+FILTERS = [{**E.RECIPE, "turns": "0", "colours": colours, "rate": rate}
+           for colours in "01" for rate in ("0.03", "0.1")]
 
 
 def main(argv):
@@ -131,9 +131,9 @@ def parse(argv):
     shown = "quick.json" if a.quick else {"arc": "arc.json", "arc1d": "arc1d.json"}[a.data]
     a.result = a.result or os.path.join(a.work if a.quick else stats.RESULTS, shown)
     a.torch_device = run.device_of(a)
-    told = {k: v for k, v in flags.given(argv).items() if k not in ("work", "result", "device")}
-    folders = {k: "FOLDER" for k in ("data_dir", "init_from") if told.get(k, "scratch") != "scratch"}
-    a.command = " ".join(["python bench/arc.py", *(f"--{k}={v}" for k, v in (told | folders).items())])
+    told = {k: "FOLDER" if k in ("data_dir", "init_from") and v != "scratch" else v
+            for k, v in flags.given(argv).items() if k not in ("work", "result", "device")}
+    a.command = f"python bench/arc.py {flags.pasted(**told)}"
     return a
 
 
@@ -243,7 +243,7 @@ def pools_of(a):
         some = {k: rng.sample(own, min(a.pool, len(own)))
                 for k in mixed for own in [[t for t in tasks if t.kind == k]]}
         middle = len(mixed) // 2
-        return tuple([t for k in part for t in some[k]] for part in (mixed[:middle], mixed[middle:]))
+        return [[t for k in part for t in some[k]] for part in (mixed[:middle], mixed[middle:])]
     return pools
 
 

@@ -18,16 +18,17 @@ SLOTS = {  # of a self-edit: what may stand there
     "turns": ("0", "1"),                        # flips, rotations, transposes
     "sizes": ("0", "1"),                        # every cell as four
     "repeats": ("0", "1"),                      # the grid twice, side by side and one below another
+    "colours": ("0", "1"),                      # exchanged, 0 apart (not in SEAL)
     "chain": ("0", "1"),                        # two of these one after the other
     "loss": ('"all"', '"answer"'),              # on every cell, or on those of outputs alone
     "rate": ("0.01", "0.03", "0.1", "0.3"),   # of Muon
     "epochs": ("2", "4", "8", "16")}            # over what it makes
-RECIPE = {"turns": "1", "sizes": "0", "repeats": "0", "chain": "0", "loss": '"answer"',
-          "rate": "0.1", "epochs": "16"}        # of `ttt`: always the same
+RECIPE = {"turns": "1", "sizes": "0", "repeats": "0", "colours": "0", "chain": "0",
+          "loss": '"answer"', "rate": "0.1", "epochs": "16"}        # of `ttt`: always the same
 RULE = "Each grid of digits becomes another by one rule. Answer with the new grid alone.\n"
 ASKED = ("Which settings would teach you this rule best? Answer in JSON: turns, sizes, repeats, "
-         "chain (0 or 1: flip and rotate, enlarge, repeat the grids, do two of these), loss (all "
-         "or answer), rate (0.01 to 0.3), epochs (2 to 16).")
+         "colours, chain (0 or 1: flip and rotate, enlarge, repeat the grids, exchange their "
+         "colours, do two of these), loss (all or answer), rate (0.01 to 0.3), epochs (2 to 16).")
 Format = namedtuple("Format", "enc marks head asked", defaults=[RULE, ASKED])
 # marks: as in data/text.py, each one id or several (a chat format); head: said before the first
 # grid; asked: the question that a self-edit answers

@@ -5,14 +5,21 @@ A grid is a list of rows of colours 0 to 9; a pair is (input, output); the demon
 are pairs of one rule. Whatever is done to a demonstration is done to both its grids, so it obeys a
 rule again: of that kind of examples is the data that a self-edit asks for (SEAL, arXiv 2506.10943,
 after Akyürek et al., arXiv 2411.07279).
+
+Files in --data_dir, a task being {"train": [{"input", "output"}], "test": [{"input", "output"}]}:
+arc_1d.json, {type: {name: task}}, is the dataset of 1D-ARC (arXiv 2305.18354) in one file;
+seal_filtered_training.json and seal_filtered_evaluation.json are SEAL's, {"challenges": {name: task
+without the outputs of its tests}, "solutions": {name: those outputs}}.
 """
 import json
 import os
 from collections import namedtuple
+from functools import partial
 
 Task = namedtuple("Task", "name kind demos tests")      # kind: its type in 1D-ARC, else ""
 SIDE = 128                          # cells of a side at most (1D-ARC has rows of 93)
 CHAINED = 4                         # compositions of two that "chain" adds
+PAINTED = 4                         # exchanges of colours that "colours" adds
 
 
 # --------------------------------------------------------------------------------------------------
@@ -43,7 +50,7 @@ def seal(folder, part):
 
 def table_in(path):
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no {path}: put the file there (bench/README.md says from where) "
+        raise FileNotFoundError(f"no {path}: put the file there (bench/arc_grids.py says which) "
                                 "or name its folder with --data_dir")
     try:
         with open(path, encoding="utf-8") as f:
@@ -125,6 +132,16 @@ def below(g):
     return g + g
 
 
+def repainted(rng):
+    """A change that exchanges colours at random; 0, the background, stays."""
+    new = [0, *rng.sample(range(1, 10), 9)]
+    return partial(painted, new)
+
+
+def painted(new, g):
+    return [[new[c] for c in row] for row in g]
+
+
 KINDS = {"turns": [left_right, up_down, half, transposed, quarter, three_quarters],
          "sizes": [scaled], "repeats": [beside, below]}
 
@@ -136,9 +153,11 @@ def changed(pairs, change):
 def variants(demos, edit, rng):
     """The demonstrations as they are, and in every way that the self-edit asks for, each once.
 
-    edit: {"turns", "sizes", "repeats", "chain"}: "0" or "1". A task of rows stays one (ours).
+    edit: {"turns", "sizes", "repeats", "colours", "chain"}: "0" or "1". A task of rows stays one,
+    and colours may be exchanged (both not in SEAL).
     """
     asked = [change for kind, changes in KINDS.items() if edit[kind] == "1" for change in changes]
+    asked += [repainted(rng) for _ in range(PAINTED * (edit["colours"] == "1"))]
     found = [demos, *(changed(demos, change) for change in asked)]
     if edit["chain"] == "1" and asked:
         for _ in range(CHAINED):

@@ -1,4 +1,4 @@
-"""ARC by dreaming: grids and what is made of them, prompts and self-edits, the reward, bad files."""
+"""ARC by dreaming: grids and what is made of them, prompts, self-edits, the reward, bad files."""
 import json
 import random
 from types import SimpleNamespace
@@ -62,7 +62,8 @@ def test_sizes_and_repeats():
 
 def test_a_self_edit_makes_what_it_asks_for_each_once_and_rows_stay_rows():
     demos, rng = [([[1, 2]], [[2, 1]]), ([[0, 3]], [[3, 0]])], random.Random(0)
-    none = {**E.RECIPE, **dict.fromkeys(["turns", "sizes", "repeats", "chain"], "0")}
+    none = {**E.RECIPE, **dict.fromkeys(["turns", "sizes", "repeats", "colours", "chain"],
+                                           "0")}
     assert G.variants(demos, none, rng) == [demos]
     turned = G.variants(demos, {**none, "turns": "1"}, rng)
     assert turned == [demos, [([[2, 1]], [[1, 2]]), ([[3, 0]], [[0, 3]])]]
@@ -71,6 +72,9 @@ def test_a_self_edit_makes_what_it_asks_for_each_once_and_rows_stay_rows():
     assert G.variants(demos, {**none, "chain": "1"}, rng) == [demos]     # of nothing: nothing
     chained = G.variants(demos, {**none, "sizes": "1", "repeats": "1", "chain": "1"}, rng)
     assert max(len(x[0]) for pairs in chained for x, _ in pairs) == 8    # two of them, one on one
+    for pairs in G.variants(demos, {**none, "colours": "1"}, rng)[1:]:   # a rule is still obeyed
+        assert [y for _, y in pairs] == [G.left_right(x) for x, _ in pairs] and pairs != demos
+        assert pairs[1][0][0][0] == 0 and len({c for x, _ in pairs for c in x[0]}) == 4
     square = [(GRID, GRID), (G.left_right(GRID), GRID)]
     assert len(G.variants(square, {**none, "turns": "1"}, rng)) == 7     # as it is, and six turns
 
@@ -139,7 +143,7 @@ def test_whatever_the_self_writes_is_a_self_edit_and_every_self_edit_can_be_writ
 def test_reward_and_majority():
     task = G.Task("t", "", [], [([[1]], [[2]]), ([[3]], [[4]])])
     good, half = [[[2]], [[4]]], [[[2]], [[5]]]
-    assert T.right(task, good) == 1 and T.right(task, half) == 0 and T.right(task, [None, None]) == 0
+    assert [T.right(task, x) for x in (good, half, [None, None], [None, [[4]]])] == [1, 0, 0, 0]
     seen = T.graded(task, [half, good, good, [None, None], [None, None]])
     assert seen["right"] == [0, 1, 1, 0, 0] and seen["vote"] == 1
     assert T.graded(task, [good, half, half])["vote"] == 0
@@ -209,7 +213,7 @@ def test_in_its_context_a_self_that_copies_solves_copying_and_nothing_else(f, mo
 
 def test_rules_do_what_they_say():
     row, rng = [0, 5, 5, 5, 0, 7, 0], random.Random(0)
-    assert W.blocks(row) == [(1, 4), (5, 6)] and W.blocks([1, 1]) == [(0, 2)] and W.blocks([0]) == []
+    assert [W.blocks(r) for r in (row, [1, 1], [0])] == [[(1, 4), (5, 6)], [(0, 2)], []]
     assert W.grown(rng)(row) == [5, 5, 5, 5, 7, 7, 0]
     assert W.shrunk(rng)(row) == [0, 0, 5, 5, 0, 0, 0]
     assert W.first(rng)(row) == W.longest(rng)(row) == [0, 5, 5, 5, 0, 0, 0]
@@ -228,7 +232,8 @@ def test_a_lesson_is_read_by_its_outputs_and_self_edits(f):
         assert len(ids) == len(weights) <= W.BLOCK and weights[0] == 0 and weights[-1] == 1
     edit = E.any_edit(random.Random(0))
     ids, weights = W.weighed(f, [], f.enc.encode_ordinary(f.asked), E.edit_ids(f, edit))
-    assert sum(weights) == len(E.edit_ids(f, edit)) and E.edit_in(f, ids[-int(sum(weights)):]) == edit
+    n = int(sum(weights))
+    assert n == len(E.edit_ids(f, edit)) and E.edit_in(f, ids[-n:]) == edit
 
 
 # --------------------------------------------------------------------------------------------------
