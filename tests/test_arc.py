@@ -286,7 +286,7 @@ def test_the_filter_takes_types_in_turn_and_the_halves_share_none(tmp_path):
     a = flags_of(data_dir=str(tmp_path), pool=2)
     one, two = A.pools_of(a)(1)
     assert len(one) == len(two) == 4 and not {t.kind for t in one} & {t.kind for t in two}
-    assert A.pools_of(a)(1) == (one, two) and any(A.pools_of(a)(s)[0] != one for s in range(2, 9))
+    assert A.pools_of(a)(1) == [one, two] and any(A.pools_of(a)(s)[0] != one for s in range(2, 9))
     learnt = [(t, {"learnt": [0, i != 0]}) for i, t in enumerate(one)]
     assert one[0] not in A.choose(learnt, 9, a, 1) and len(A.choose(learnt, 9, a, 1)) == 3
     assert len({t.kind for t in A.choose(learnt, 2, a, 1)}) == 2
