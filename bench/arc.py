@@ -28,6 +28,9 @@ As in SEAL the tasks are filtered (--filter): kept are those that the base does 
 context and that some of four settings, learnt from their demonstrations, does solve. The filter
 looks at their outputs: success is that on tasks *known to be learnable*, and icl is 0 by
 construction. A task that does not fit the context counts as unsolved.
+
+What the papers have and this has not: their weights; 11 tasks and 8 (SEAL's files hold 12 and 10,
+which they used is not said); 60 dreams of which 45 are rejected ([S]; here 55 a round).
 """
 import json
 import os
@@ -66,7 +69,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "pool": (2, SOME, "1D-ARC: tasks of each type that the filter looks at"),
     "filter": (1, SWITCH, "0: all tasks, learnable or not"),
     "dreams": (5, SOME, "dreams of each task in a round of ReST-EM"),
-    "rounds": (2, (0, 100), "rounds of ReST-EM"),
+    "rounds": (2, (1, 100), "rounds of ReST-EM"),
     "lessons": (6, SOME, "times 16 steps of the writer in a round"),
     "writer_rows": (8, SOME, "dreams in such a step"),
     "test": (5, SOME, "attempts at a held-out task"),
@@ -320,7 +323,9 @@ def publish(a, book):
     store.write_json(a.result, {
         **stats.provenance(a.command), "args": book["args"],
         "device": run.name_of(a.torch_device), "papers": PAPERS,
-        "seeds": {str(s): numbers for s, numbers in done.items() if numbers}})
+        "seeds": {str(s): numbers for s, numbers in done.items() if numbers},
+        "nothing learnable": [s for s in a.seeds if "chosen" in book["runs"].get(str(s), {})
+                              and not done[s]]})
 
 
 def summary(kept):
@@ -359,12 +364,14 @@ def table(file):
     """The result file as a table: mean and 95 % interval over seeds, in per cent, beside the
     papers' numbers; then the differences that matter, paired by seed."""
     runs = list(file["seeds"].values())
+    idle = "".join(f"\nseed {s}: the filter left nothing to learn"
+                   for s in file.get("nothing learnable", []))
     if not runs:
-        return "no seed is finished: the filter left nothing to learn"
-    lines = [f"{'':8}{'success':>16}{'any':>16}{'majority':>16}   of the papers (others' tasks)"]
+        return "no seed is finished" + idle
+    lines = ["| % | success | any attempt | majority | the papers, other tasks |", "|" + 5 * "---|"]
     for m in METHODS:
         parts = [shown([r["success"][m][k] for r in runs]) for k in ("success", "any", "vote")]
-        lines.append(f"{m:8}" + "".join(f"{p:>16}" for p in parts) + f"   {PAPERS.get(m, '')}")
+        lines.append(f"| {m} | {' | '.join(parts)} | {PAPERS.get(m, '')} |")
     lines.append("")
     for other in METHODS[1:-1]:
         d = [r["success"]["sleep"]["success"] - r["success"][other]["success"] for r in runs]
@@ -375,8 +382,8 @@ def table(file):
         lines.append(f"seed {s}: {r['looked']} tasks looked at, {r['too long']} too long (unsolved)"
                      f", {100 * r['icl of all']:.0f} % solved in context, {r['learnable']} more "
                      f"learnable; {len(r['chosen']['train'])} to train, {len(r['chosen']['held'])} "
-                     f"held out; rounds: {trials or 'none'}")
-    return "\n".join(lines)
+                     f"held out; rounds: {trials}")
+    return "\n".join(lines) + idle
 
 
 def guarded(argv):

@@ -23,6 +23,7 @@ from data.quizzes import pack
 from data.text import pad_documents
 from model import TRIAL
 
+LONGEST = 30 * 31                   # ids of an answer: the largest grid of ARC, its lines, its end
 Self = namedtuple("Self", "model f table")      # the model, its Format, the grammar of self-edits
 
 
@@ -97,7 +98,7 @@ def answered(me, task, experts=None):
     prompts = [E.prompt_of(me.f, task.demos, x) for x, _ in task.tests]
     n = 1 if experts is None else len(experts)
     awake = None if experts is None else dream.copies(experts.repeat_interleave(len(prompts)))
-    room = min(me.model.config.block_size - max(map(len, prompts)), G.SIDE ** 2)
+    room = min(me.model.config.block_size - max(map(len, prompts)), LONGEST)
     if room < 1:
         return [[None] * len(prompts)] * n
     rows = generate(me.model, prompts * n, room, temperature=0, awake=awake,

@@ -334,4 +334,5 @@ def test_intervals_and_differences_of_a_table():
     said = A.table({"seeds": {"1": seed(0.5, 0.25), "2": seed(0.75, 0.5)}})
     assert "sleep - dream: 25.0 ± 0.0, by seed +25.0, +25.0" in said
     assert "1 too long (unsolved)" in said and "62.5" in said
-    assert "no seed is finished" in A.table({"seeds": {}})
+    idle = A.table({"seeds": {}, "nothing learnable": [3]})
+    assert "no seed is finished" in idle and "seed 3: the filter left nothing" in idle
