@@ -63,10 +63,10 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "data": ("arc", ("arc", "arc1d"), "SEAL's tasks of ARC-AGI-1, or 1D-ARC"),
     "data_dir": ("data/arc", TEXT, "folder of the files"),
     "init_from": ("scratch", TEXT, "folder of weights with their tokenizer; scratch: a small self"),
-    "seeds": ("1,2,3", TEXT, "seeds: of the small self, the choice of tasks, and all sampling"),
+    "seeds": ("1,2,3", TEXT, "seeds: of the self from scratch, the choice of tasks, all sampling"),
     "train": (11, SOME, "tasks to learn to dream on, at most"),
     "held": (8, SOME, "held-out tasks, at most"),
-    "pool": (2, SOME, "1D-ARC: tasks of each type that the filter looks at"),
+    "pool": (4, SOME, "1D-ARC: tasks of each type that the filter looks at"),
     "filter": (1, SWITCH, "0: all tasks, learnable or not"),
     "dreams": (5, SOME, "dreams of each task in a round of ReST-EM"),
     "rounds": (2, (1, 100), "rounds of ReST-EM"),
@@ -76,11 +76,12 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "updates": (24, SOME, "steps of learning a task, at most"),
     "rows": (2, SOME, "documents in such a step"),
     "together": (16, SOME, "copies that learn side by side: fewer need less memory"),
+    "base": (0, COUNT, "from scratch: seed of the small self; 0: each seed has its own"),
     "rank": (16, (1, 1024), "rank of the experts"),
     "layers": (3, (1, 64), "from scratch: blocks"),
     "width": (96, (32, 4096, 32), "from scratch: width"),
-    "steps": (1800, COUNT, "from scratch: steps of pretraining"),
-    "row": (24, (6, 32), "from scratch: cells of the longest row it is pretrained on"),
+    "steps": (1500, COUNT, "from scratch: steps of pretraining"),
+    "row": (20, (6, 20), "from scratch: cells of the longest row it is pretrained on"),
     "work": ("out-arc", TEXT, "folder where a run is kept, and goes on"),
     "result": ("", TEXT, "result file (default: bench/results/arc1d.json or arc.json)"),
     "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to run"),
@@ -94,7 +95,7 @@ PAPERS = {  # success in per cent, Llama-3.2-1B-Instruct, 8 held-out tasks
     "ttt": "10 [S]; not sure: from our notes, SEAL's table has no such row",
     "dream": "20 [SEAL, S], called TTT + self-edit without RL",
     "sleep": "72.5 [SEAL]; 80 [S]"}
-READING, LEARNING = 0.08, 0.4       # seconds of a step and of a learning, at the default sizes
+READING, LEARNING = 0.08, 0.3       # seconds of a step and of a learning, at the default sizes
 METHODS = ("icl", "ttt", "tuned", "dream", "sleep")
 FILTERS = [{**E.RECIPE, "turns": "0", "colours": colours, "rate": rate}
            for colours in "01" for rate in ("0.03", "0.1")]
@@ -265,7 +266,8 @@ def weighty(a):
 
 
 def base_of(a, seed, given):
-    """The self before it learns to dream; from scratch: one a seed, kept in the folder."""
+    """The self before it learns to dream; from scratch: made once, kept in the folder."""
+    seed = a.base or seed
     if given is not None:
         given.model.reset(TRIAL)                            # what an earlier seed has taught it
         return given
