@@ -18,7 +18,7 @@ from model import GPT, Config
 COLOURS = range(1, 10)
 EDITS = 0.1                         # share of the documents with a self-edit behind the examples
 READ = 0.05                         # weight of the cells of an input; of an output: 1
-BLOCK = 176                         # ids of a context: about half of 1D-ARC fits
+BLOCK = 192                         # ids of a context: about half of 1D-ARC fits
 
 
 # --------------------------------------------------------------------------------------------------

@@ -227,8 +227,8 @@ def test_rules_do_what_they_say():
 
 
 def test_a_lesson_is_read_by_its_outputs_and_self_edits(f):
-    for i in range(30):
-        ids, weights = W.lesson(f, 12, random.Random(i), 0)
+    for i in range(200):
+        ids, weights = W.lesson(f, 20, random.Random(i), 0)
         assert len(ids) == len(weights) <= W.BLOCK and weights[0] == 0 and weights[-1] == 1
     edit = E.any_edit(random.Random(0))
     ids, weights = W.weighed(f, [], f.enc.encode_ordinary(f.asked), E.edit_ids(f, edit))
