@@ -85,12 +85,13 @@ def prompt_of(f, demos, x):
 
 def wish_of(f, demos, room):
     """The demonstrations, as many as leave `room` tokens enough, and the question for a self-edit:
-    ids."""
+    ids. Raises ValueError where not even the question has room."""
     for n in range(len(demos), -1, -1):
         ids = [i for i, _ in document(f, demos[:n], f.enc.encode_ordinary(f.asked))]
         if len(ids) <= room:
-            break
-    return ids
+            return ids
+    raise ValueError(f"a context with {room} tokens for a question is too short for one that asks "
+                     f"for a self-edit ({len(ids)}): take a self with a longer one")
 
 
 # --------------------------------------------------------------------------------------------------

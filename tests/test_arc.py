@@ -135,6 +135,8 @@ def test_whatever_the_self_writes_is_a_self_edit_and_every_self_edit_can_be_writ
     assert E.edit_in(f, f.enc.encode_ordinary('{"turns": 7}')) is None
     assert E.edit_in(f, f.enc.encode_ordinary("[1")) is None
     assert len(E.wish_of(f, task.demos * 9, 40)) <= 40                   # as many as there is room
+    with pytest.raises(ValueError, match="too short"):
+        E.wish_of(f, task.demos, 2)
 
 
 # --------------------------------------------------------------------------------------------------
