@@ -53,6 +53,7 @@ from bench import arc_edits as E                                     # noqa: E40
 from bench import arc_grids as G                                     # noqa: E402
 from bench import arc_trials as T                                    # noqa: E402
 from bench import arc_world, stats                                   # noqa: E402
+from bench.arc_table import METHODS, PAPERS, told                    # noqa: E402
 from data import flags, store, tokenizer, weights                    # noqa: E402
 from data.flags import COUNT, SWITCH, TEXT                           # noqa: E402
 from model import TRIAL                                              # noqa: E402
@@ -90,13 +91,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "quick": (False, SWITCH, "one seed, a tiny self, few tasks, in --work")}
 QUICK = {"seeds": "1", "steps": 600, "layers": 2, "width": 64, "row": 16, "train": 4, "held": 3,
          "pool": 1, "filter": 0, "dreams": 4, "rounds": 1, "lessons": 1, "test": 2}
-PAPERS = {  # success in per cent, Llama-3.2-1B-Instruct, 8 held-out tasks
-    "icl": "0 [SEAL, S]",
-    "ttt": "10 [S]; not sure: from our notes, SEAL's table has no such row",
-    "dream": "20 [SEAL, S], called TTT + self-edit without RL",
-    "sleep": "72.5 [SEAL]; 80 [S]"}
 READING, LEARNING = 0.08, 0.3       # seconds of a step and of a learning, at the default sizes
-METHODS = ("icl", "ttt", "tuned", "dream", "sleep")
 FILTERS = [{**E.RECIPE, "turns": "0", "colours": colours, "rate": rate}
            for colours in "01" for rate in ("0.03", "0.1")]
 
@@ -104,7 +99,7 @@ FILTERS = [{**E.RECIPE, "turns": "0", "colours": colours, "rate": rate}
 def main(argv):
     a = parse(argv)
     if a.table:
-        return print(table(stats.read(a.result) or flags.fail(f"no {a.result} yet", NAME)))
+        return print(told(stats.read(a.result) or flags.fail(f"no {a.result} yet", NAME)))
     pools = pools_of(a)                                     # all that can fail comes first
     chosen = None if a.init_from == "scratch" else weighty(a)
     print(f"{a.data}: {sum(map(len, pools(a.seeds[0])))} tasks, seeds {a.seed_words}, on "
@@ -114,7 +109,7 @@ def main(argv):
     for seed in a.seeds:
         one_seed(a, book, seed, pools(seed), chosen)
         publish(a, book)
-    print(table(stats.read(a.result)))
+    print(told(stats.read(a.result)))
 
 
 def expectation(a, pools):
@@ -135,9 +130,9 @@ def parse(argv):
     shown = "quick.json" if a.quick else {"arc": "arc.json", "arc1d": "arc1d.json"}[a.data]
     a.result = a.result or os.path.join(a.work if a.quick else stats.RESULTS, shown)
     a.torch_device = run.device_of(a)
-    told = {k: "FOLDER" if k in ("data_dir", "init_from") and v != "scratch" else v
+    words = {k: "FOLDER" if k in ("data_dir", "init_from") and v != "scratch" else v
             for k, v in flags.given(argv).items() if k not in ("work", "result", "device")}
-    a.command = f"python bench/arc.py {flags.pasted(**told)}"
+    a.command = f"python bench/arc.py {flags.pasted(**words)}"
     return a
 
 
@@ -355,37 +350,6 @@ def summary(kept):
             "trials": [{"dreams": len(now), "rejected": sum(not r for _, r in now)}
                        for now in rounds if now],
             "tasks": {key: r for key, r in kept.items() if key not in ("chosen", "recipe")}}
-
-
-def shown(values):
-    m, half = stats.interval([100 * v for v in values])
-    return f"{m:.1f}" + (f" ± {half:.1f}" if half == half else "")
-
-
-def table(file):
-    """The result file as a table: mean and 95 % interval over seeds, in per cent, beside the
-    papers' numbers; then the differences that matter, paired by seed."""
-    runs = list(file["seeds"].values())
-    idle = "".join(f"\nseed {s}: the filter left nothing to learn"
-                   for s in file.get("nothing learnable", []))
-    if not runs:
-        return "no seed is finished" + idle
-    lines = ["| % | success | any attempt | majority | the papers, other tasks |", "|" + 5 * "---|"]
-    for m in METHODS:
-        parts = [shown([r["success"][m][k] for r in runs]) for k in ("success", "any", "vote")]
-        lines.append(f"| {m} | {' | '.join(parts)} | {PAPERS.get(m, '')} |")
-    lines.append("")
-    for other in METHODS[1:-1]:
-        d = [r["success"]["sleep"]["success"] - r["success"][other]["success"] for r in runs]
-        lines.append(f"sleep - {other}: {shown(d)}, by seed "
-                     + ", ".join(f"{100 * x:+.1f}" for x in d))
-    for s, r in file["seeds"].items():
-        trials = ", ".join(f"{t['dreams']} dreams, {t['rejected']} rejected" for t in r["trials"])
-        lines.append(f"seed {s}: {r['looked']} tasks looked at, {r['too long']} too long (unsolved)"
-                     f", {100 * r['icl of all']:.0f} % solved in context, {r['learnable']} more "
-                     f"learnable; {len(r['chosen']['train'])} to train, {len(r['chosen']['held'])} "
-                     f"held out; rounds: {trials}")
-    return "\n".join(lines) + idle
 
 
 def guarded(argv):

@@ -9,6 +9,7 @@ import torch
 from bench import arc as A
 from bench import arc_edits as E
 from bench import arc_grids as G
+from bench import arc_table as R
 from bench import arc_trials as T
 from bench import arc_world as W
 from data import bpe, text
@@ -329,12 +330,12 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
 
 def test_intervals_and_differences_of_a_table():
     def seed(sleep, dream):
-        success = {m: {"success": 0.0, "any": 0.0, "vote": 0.0} for m in A.METHODS}
+        success = {m: {"success": 0.0, "any": 0.0, "vote": 0.0} for m in R.METHODS}
         success["sleep"]["success"], success["dream"]["success"] = sleep, dream
         return {"success": success, "looked": 4, "too long": 1, "icl of all": 0.25, "learnable": 2,
                 "trials": [], "chosen": {"train": ["a"], "held": ["b"]}}
-    said = A.table({"seeds": {"1": seed(0.5, 0.25), "2": seed(0.75, 0.5)}})
-    assert "sleep - dream: 25.0 ± 0.0, by seed +25.0, +25.0" in said
-    assert "1 too long (unsolved)" in said and "62.5" in said
-    idle = A.table({"seeds": {}, "nothing learnable": [3]})
+    said = R.told({"seeds": {"1": seed(0.5, 0.25), "2": seed(0.75, 0.5)}})
+    assert "sleep - dream: 25.0 ± 0.0 (by seed +25.0, +25.0)" in said
+    assert "1 are too long" in said and "62.5" in said
+    idle = R.told({"seeds": {}, "nothing learnable": [3]})
     assert "no seed is finished" in idle and "seed 3: the filter left nothing" in idle
