@@ -67,14 +67,14 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "seeds": ("1,2,3", TEXT, "seeds: of the self from scratch, the choice of tasks, all sampling"),
     "train": (11, SOME, "tasks to learn to dream on, at most"),
     "held": (8, SOME, "held-out tasks, at most"),
-    "pool": (4, SOME, "1D-ARC: tasks of each type that the filter looks at"),
+    "pool": (8, SOME, "1D-ARC: tasks of each type that the filter looks at"),
     "filter": (1, SWITCH, "0: all tasks, learnable or not"),
     "dreams": (5, SOME, "dreams of each task in a round of ReST-EM"),
     "rounds": (2, (1, 100), "rounds of ReST-EM"),
     "lessons": (6, SOME, "times 16 steps of the writer in a round"),
     "writer_rows": (8, SOME, "dreams in such a step"),
     "test": (5, SOME, "attempts at a held-out task"),
-    "updates": (24, SOME, "steps of learning a task, at most"),
+    "updates": (48, SOME, "steps of learning a task, at most"),
     "rows": (2, SOME, "documents in such a step"),
     "together": (16, SOME, "copies that learn side by side: fewer need less memory"),
     "base": (0, COUNT, "from scratch: seed of the small self; 0: each seed has its own"),
@@ -90,10 +90,10 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "table": (False, SWITCH, "print the result file and end"),
     "quick": (False, SWITCH, "one seed, a tiny self, few tasks, in --work")}
 QUICK = {"seeds": "1", "steps": 600, "layers": 2, "width": 64, "row": 16, "train": 4, "held": 3,
-         "pool": 1, "filter": 0, "dreams": 4, "rounds": 1, "lessons": 1, "test": 2}
+         "pool": 1, "filter": 0, "updates": 24, "dreams": 4, "rounds": 1, "lessons": 1, "test": 2}
 READING, LEARNING = 0.08, 0.3       # seconds of a step and of a learning, at the default sizes
 FILTERS = [{**E.RECIPE, "turns": "0", "colours": colours, "rate": rate}
-           for colours in "01" for rate in ("0.03", "0.1")]
+           for colours in "01" for rate in ("0.1", "0.3")]
 
 
 def main(argv):

@@ -64,17 +64,18 @@ def work_of(me, demos, edit, a, rng):
 
 
 def learn(me, params, work, rate):
-    """The live experts learn, each its own work at its own rate (N,), by Muon."""
+    """The live experts learn, each its own work, by Muon at its own rate (N,), which falls
+    to zero."""
     first, momenta = me.model.n_experts(TRIAL) - len(work), [torch.zeros_like(p) for p in params]
     for step in range(max(map(len, work))):
-        busy = [step < len(steps) for steps in work]
+        left = [max(0.0, 1 - step / max(1, len(steps))) for steps in work]      # 0: it is done
         docs = [doc for steps in work for doc in (steps[step] if step < len(steps) else [])]
         whose = [i for i, steps in enumerate(work) if step < len(steps) for _ in steps[step]]
         whose = torch.tensor(whose, device=me.model.device)
         loss = losses(me.model, docs, whose, len(work), dream.copies(first + whose)).sum()
         for p, g in zip(params, torch.autograd.grad(loss, params)):
             p.grad = g
-        now = rate * torch.tensor(busy, device=rate.device)
+        now = rate * torch.tensor(left, device=rate.device)
         muon(params, momenta, now[:, None, None])
 
 
