@@ -45,8 +45,8 @@ def seeds(file):
     for s, r in file["seeds"].items():
         trials = ", ".join(f"{t['rejected']} of {t['dreams']}" for t in r["trials"])
         said.append(f"seed {s}: of {r['looked']} tasks {r['too long']} are too long for the "
-                    f"context (unsolved), {100 * r['icl of all']:.0f} % are solved in it, {r['learnable']} "
-                    f"more are learnable; {len(r['chosen']['train'])} to train, "
+                    f"context (unsolved), {100 * r['icl of all']:.0f} % are solved in it, "
+                    f"{r['learnable']} more are learnable; {len(r['chosen']['train'])} to train, "
                     f"{len(r['chosen']['held'])} held out; dreams rejected a round: {trials}")
     return said + [f"seed {s}: the filter left nothing to learn"
                    for s in file.get("nothing learnable", [])]
