@@ -20,6 +20,7 @@ import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
+from functools import reduce
 from multiprocessing import get_context
 
 import torch
@@ -28,10 +29,11 @@ from tqdm import tqdm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import sleep                                                         # noqa: E402
-from bench import stats                                              # noqa: E402
+from bench import rivals, stats                                      # noqa: E402
 from data import exam, flags, store                                  # noqa: E402
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
+BESIDE = {"rivals": rivals}           # files whose functions may take the place of a chapter's
 LABELS = ["--divergence=sft", "--on_policy=0"]
 PARTS = {  # parts of a night that are taken away, in the default life and in every regime
     "SFT instead of KL": LABELS, "no on-policy steps": ["--on_policy=0"],
@@ -135,18 +137,24 @@ def folder(name, seed, o):
 
 @contextmanager
 def constants(words):
-    """Inside, constants of chapters have other values: ["seed.STEPS=42"]."""
+    """Inside, constants of chapters have other values, and functions others of bench/ in their
+    place: ["seed.STEPS=42", "model.Block.forward=rivals.lora"]."""
     usual = []
     for word in words:
-        (module, name), number = word.partition("=")[0].split("."), float(word.partition("=")[2])
-        chapter = importlib.import_module(module)
-        usual.append((chapter, name, getattr(chapter, name)))
-        setattr(chapter, name, type(usual[-1][2])(number))
+        place, _, value = word.partition("=")
+        (chapter, *path), name = place.split(".")[:-1], place.split(".")[-1]
+        holder = reduce(getattr, path, importlib.import_module(chapter))
+        usual.append((holder, name, getattr(holder, name)))
+        if callable(usual[-1][2]):
+            file, _, function = value.partition(".")
+            setattr(holder, name, getattr(BESIDE[file], function))
+        else:
+            setattr(holder, name, type(usual[-1][2])(float(value)))
     try:
         yield
     finally:
-        for chapter, name, value in usual:
-            setattr(chapter, name, value)
+        for holder, name, value in reversed(usual):
+            setattr(holder, name, value)
 
 
 def begun(words, out):
