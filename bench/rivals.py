@@ -209,7 +209,3 @@ def asking(student, forced, marks, level):
     nll = F.cross_entropy(logits, forced.ids[:, 1:], reduction="none")
     mask = question_mask(forced)
     return (nll * mask).sum() / mask.sum()
-
-
-def all_blocks(model):
-    return model.blocks
