@@ -69,7 +69,7 @@ def nearest_mean(n, texts, df, alpha):
 
 
 METHODS = {"naive Bayes, counts": naive_bayes, "tf-idf nearest mean, counts": nearest_mean}
-GRID = [(alpha, longest) for longest in (1, 2) for alpha in (0.03, 0.1, 0.3, 1.0)]
+GRID = [(alpha, longest) for longest in (1, 2) for alpha in (0.003, 0.01, 0.03, 0.1, 0.3)]
 
 
 def name_all(method, kept, df, docs, alpha):

@@ -13,7 +13,7 @@ import seed
 from bench import ablations as A
 from bench import counting, rivals, stats, tables, variants
 from data import asking
-from data.engine import generate, prefill
+from data.engine import generate, prefill, take_rows
 from data.gate import EVERYWHERE
 from data.quizzes import pack, take
 from model import FAST, clone
@@ -72,13 +72,13 @@ def test_a_lora_changes_nothing_at_first_and_then_queries_keys_values_and_projec
 def test_rows_of_a_cartridge_see_its_keys_from_where_it_wakes():
     """By hand: one softmax over the prefix and the row's own past."""
     model, ids = expand(toy(), FAST, 2), tokens(4, 7)
-    block, seen = model.blocks[1], {}
+    block, seen, plain = model.blocks[1], {}, model.hidden(ids)
     with A.constants(EVERY["cartridge"]):
         now = model.hidden(ids, awake=awake(model, 1, since=3))
         block.proj.register_forward_hook(lambda m, x, y: seen.update(y=x[0]))
         block.qkv.register_forward_hook(lambda m, x, y: seen.update(qkv=y))
         model.hidden(ids, awake=awake(model, 1, since=3))
-    plain, level = model.hidden(ids), block.levels[FAST]
+    level = block.levels[FAST]
     assert torch.allclose(now[:, :3], plain[:, :3], atol=1e-6) and far(now[:, 3:], plain[:, 3:])
     q, k, v = (t.view(4, 7, 4, 8) for t in seen["qkv"].chunk(3, -1))
     turn = rivals.angles(torch.arange(7)[None], 8, q.dtype)
@@ -97,7 +97,7 @@ def test_reading_at_once_is_reading_word_by_word(kind):
     who = {FAST: (torch.tensor([2, 0]), torch.tensor([1, 4]))}
     with A.constants(EVERY[kind]):
         want = model(torch.tensor(rows), awake=who)[:, -1]
-        cache, first = prefill(model, [row[:3] for row in rows], who)
+        cache = take_rows(prefill(model, [row[:3] for row in rows], who)[0], slice(0, 2), 3)
         later = [model(torch.tensor(rows)[:, t:t + 1], cache=cache, awake=who)[:, 0]
                  for t in (3, 4, 5)]
         assert torch.allclose(later[-1], want, atol=1e-5)
@@ -131,14 +131,15 @@ def test_every_rival_learns_its_quizzes_with_as_many_numbers_as_an_expert(name, 
     model = toy()
     teacher, z = a_day(model)
     monkeypatch.setattr(rivals, "with_demonstration", sure)
+    monkeypatch.setattr(rivals, "MAX_NEW", 3)
     words = [w for w in A.RIVALS[name] if w[0] != "-" and "open_gate" not in w]
-    with A.constants([*words, "seed.BATCH=8", "seed.MISHEARD=0", "seed.LR=0.1"]):
+    with A.constants([*words, "seed.BATCH=8", "seed.MISHEARD=0", "seed.LR=0.2"]):
         params = model.unlock(FAST)
         assert sum(p.numel() for p in params) == 2 * 32 * 8          # 2 d r, one upper block
         before = seed.knows(model, z, MARKS, FAST)
-        log_ = seed.distil(model, params, z, seed.reader(teacher), MARKS, FAST, 80, PLAIN)
+        log_ = seed.distil(model, params, z, seed.reader(teacher), MARKS, FAST, 40, PLAIN)
         after = seed.knows(model, z, MARKS, FAST)
-    assert after.mean() > max(0.5, 3 * before.mean()) and log_["loss"] > 0
+    assert (after > 20 * before).all() and log_["loss"] > 0         # three nats of a random self
     assert seed.off_policy_loss.__module__ == "seed"                # as it was
 
 
@@ -241,7 +242,7 @@ def test_what_was_chosen_is_learnt(monkeypatch):
     before = seed.knows(model, chosen, MARKS, FAST)
     log_ = variants.learn_chosen(model, None, z, z, teacher, MARKS, None, "cosine")
     assert (seed.knows(model, chosen, MARKS, FAST) > before).all()
-    assert log_["pool"] == 4 and "loss" in log_ and dream.choose_dreams is variants.CHOOSE or True
+    assert log_["pool"] == 4 and "loss" in log_
     assert len(variants.by_chance(model, z, None, MARKS, "cosine")) == 4
 
 
