@@ -5,7 +5,7 @@ functions of sleep.py; a constant of a chapter is changed where there is no flag
     python bench/ablations.py              all lives below x 5 seeds -> bench/results/ablations.json
     python bench/ablations.py --quick      1 seed, 4 lives, small: does everything run?
     python bench/ablations.py --only=sleep the default life alone
-    python bench/ablations.py --only=rivals --search=1    rates first, on validation seeds
+    python bench/ablations.py --only=rivals --search       only find the rates of rivals
     python bench/report.py                 the tables, from the result file
 
 Tables 1 and 3 (lower halves) and the question of Figure 4 of Language Models Need Sleep (arXiv
@@ -120,7 +120,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "work": ("out-ablations", TEXT, "folder of the lives"),
     "result": (os.path.join(stats.RESULTS, "ablations.json"), TEXT, "result file"),
     "jobs": (2, (1, 256), "lives at a time, one thread each"),
-    "search": (0, SWITCH, "1: first the rates of rivals, on the validation seeds"),
+    "search": (False, SWITCH, "live nothing: search the rates of rivals on the validation seeds"),
     "validation": ("31,32", TEXT, "seeds of the search; none of them is in a table"),
     "horizon": (0, flags.COUNT, "nights of a try; 0: as many as the life has"),
     "quick": (False, SWITCH, "1 seed, 4 lives of two short nights, small"),
@@ -315,7 +315,7 @@ def main(argv):
     os.makedirs(o.work, exist_ok=True)
     file = opened(o, argv)
     done = {(r["life"], r["seed"]) for r in file["runs"]}
-    todo = [(n, s) for s in o.seeds for n in o.only if (n, s) not in done]
+    todo = [(n, s) for s in o.seeds for n in o.only if (n, s) not in done and not o.search]
     tries = untried(o, file) if o.search else []
     bases = {base_folder(n, s, o): (n, s) for n, s, *_ in reversed(tries + todo)}
     nights = sum(2 if o.quick else LIVES[n][1] for n, *_ in todo + tries)
@@ -338,9 +338,10 @@ def main(argv):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     bar.close()
-    for name in o.only:
-        runs = [r for r in file["runs"] if r["life"] == name]
-        print(f"{name:34} ACC {stats.pm([r['ACC'] for r in runs])}")
+    for name in (n for n in o.only if n in RATES or not o.search):
+        runs = [r["ACC"] for r in file["runs"] if r["life"] == name]
+        rate = f"  rate {best(file, name)}" if name in RATES else ""
+        print(f"{name:34} ACC {stats.pm(runs)}{rate}")
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def test_the_search_takes_the_rate_of_the_best_mean_over_the_longest_tries():
     file = {"search": [row(0.09, 31, 1.0, 2), row(0.18, 31, 0.7), row(0.18, 32, 0.7),
                        row(0.36, 31, 0.9), row(0.36, 32, 0.6)]}
     assert A.best(file, "gate+lora") == 0.36 and A.best(file, "gate+sdft") == A.RATES["gate+sdft"][1]
-    o = A.parse(["--only=gate+lora", "--validation=31", "--horizon=2", "--search=1"])
+    o = A.parse(["--only=gate+lora", "--validation=31", "--horizon=2", "--search"])
     assert A.untried(o, file) == [("gate+lora", 31, 0.18), ("gate+lora", 31, 0.36)]
     words, changed = A.words_of("gate+lora", 31, o, 0.36)
     assert "--days=2" in words and "seed.LR=0.36" in changed
