@@ -59,10 +59,12 @@ RIVALS = {  # one thing differs from gate+sft: what learns, or what it learns fr
     "gate+lora": SAME + LORA, "gate+lora KL": KL + LORA,
     "gate+cartridge": [*KL, "model.Block.forward=rivals.cartridge",
                        "seed.open_gate=rivals.open_cartridge", "seed.descend=rivals.adam"],
-    "gate+sdft": [*SAME, "seed.distil=rivals.sdft", "seed.reader=rivals.reader"]}
+    "gate+sdft": [*SAME, "seed.distil=rivals.sdft", "seed.reader=rivals.reader"],
+    "sparse": [*SAME, "--expand=0", "--replay=0", "seed.distil=rivals.sparse"]}    # has no gate
 RATES = {  # that are searched, of seed.LR; the middle one where nobody has searched
     **dict.fromkeys(["gate+lora", "gate+lora KL"], (0.09, 0.18, 0.36)),
-    "gate+cartridge": (0.03, 0.1, 0.3), "gate+sdft": (0.06, 0.18, 0.54)}
+    "gate+cartridge": (0.03, 0.1, 0.3), "gate+sdft": (0.18, 0.36, 0.72),
+    "sparse": (0.018, 0.036, 0.072)}
 APART = exam.APART | {"false_unknown"}
 WARM = ["seed.LATE=0.3"]            # on-policy steps begin after three tenths of a night
 
@@ -167,7 +169,8 @@ def words_of(name, seed, o, rate=None):
     a try of the search, which is perhaps shorter."""
     _, nights, more = LIVES[name]
     if name in RATES:
-        more = [*more, f"seed.LR={o.rates[name] if rate is None else rate}"]
+        rate_of = "seed.MLP_LR" if "--expand=0" in more else "seed.LR"
+        more = [*more, f"{rate_of}={o.rates[name] if rate is None else rate}"]
     if rate is not None and o.horizon:
         nights = min(nights, o.horizon)
     words = [f"--seed={seed}", f"--world_seed={seed}", "--threads=1",

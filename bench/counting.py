@@ -34,7 +34,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
 
 
 # --------------------------------------------------------------------------------------------------
-# Two ways to count. kept: {class: (texts, Counter of its terms)}; df: Counter of the texts of a term
+# Two ways to count. kept: {class: (texts, Counter of its terms)}; df: Counter, texts of each term
 
 def terms(text, longest):
     """The words of a text and, with longest = 2, pairs of neighbours: Counter."""
@@ -73,7 +73,7 @@ GRID = [(alpha, longest) for longest in (1, 2) for alpha in (0.003, 0.01, 0.03, 
 
 
 def name_all(method, kept, df, docs, alpha):
-    """The class of each document (a Counter) among those met so far; terms never met are skipped."""
+    """The class of each document (a Counter), of those met so far; terms never met are skipped."""
     column, names = {t: i for i, t in enumerate(df)}, list(kept)
     n = np.zeros((len(names), len(column)))
     for row, (_, total) in zip(n, kept.values()):

@@ -20,16 +20,18 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+import dream
 import seed
 from data import team
-from data.engine import generate, rows_of, take_rows
+from data.engine import generate, pad_rows, rows_of, take_rows
 from data.gate import MAX_NEW, open_gate
-from data.kernels import grouped_experts
+from data.kernels import grouped_experts, muon
 from data.quizzes import (answers_of, closed_book, pack, question_mask, take, unpack, words_of)
 from dream import VIEWS
 from model import FAST, Block, angles, clone, rotate
 
 AVERAGED = 0.02                     # of the student's weights, a step, go into sdft's teacher
+SLOTS = 32                          # hidden units of an MLP that sparse learning may change
 FORWARD, DISTIL, READER = Block.forward, seed.distil, seed.reader       # as they are at home
 
 
@@ -209,3 +211,61 @@ def asking(student, forced, marks, level):
     nll = F.cross_entropy(logits, forced.ids[:, 1:], reduction="none")
     mask = question_mask(forced)
     return (nll * mask).sum() / mask.sum()
+
+
+# --------------------------------------------------------------------------------------------------
+# sparse: what learns are the slots that today uses and the old does not (arXiv 2510.15103)
+
+def sparse(student, params, z, teach, marks, level, steps, a, weights=None, bank=None):
+    """In the place of seed.distil, with --expand=0: of each upper MLP only SLOTS hidden units learn.
+
+    The paper has memory layers of a million slots; here a slot is a hidden unit of the pretrained
+    MLP, its key a row of `up`, its value a column of `down` (arXiv 2012.14913). SLOTS of them have
+    as many numbers as an expert. No gate: slots are shared, that few are touched is what protects.
+    Chosen once a night, by TF-IDF: how often the night's quizzes use a unit, against in how many
+    documents the self dreams of old it is used.
+    """
+    ids, length = pad_rows(dream.replay(student, marks, seed.REPLAYED), student.device)
+    today, old = (accesses(student, *rows) for rows in ((closed_book(z, marks), z.length),
+                                                        (ids, length)))
+    masks = []
+    for block, now, before in zip(student.blocks, today, old):
+        some = tf_idf(now.sum(0), (before > 0).sum(0), len(ids)).topk(SLOTS)[1]
+        on = torch.zeros(now.shape[1], 1, device=ids.device)
+        on[some] = float(any(block is upper for upper in student.remembering()))
+        masks += [on, on.T]                                         # of up, of down
+    usual, seed.muon = seed.muon, partial(muon_some, masks)
+    try:
+        return DISTIL(student, params, z, teach, marks, level, steps, a, weights, bank)
+    finally:
+        seed.muon = usual
+
+
+def tf_idf(now, old, n):
+    """A unit's share of today's uses (U,) times log((n + 1) / (documents of n that use it + 1))."""
+    return now / now.sum() * torch.log((n + 1) / (old + 1))
+
+
+@torch.no_grad()
+def accesses(model, ids, length):
+    """How often each row of ids (N, T) uses each hidden unit of a block's MLP: [(N, d_ff)]. A word
+    uses the SLOTS units it excites most, as it would read its nearest keys of a memory layer."""
+    found, words = [], torch.arange(ids.shape[1], device=ids.device) < length[:, None]
+    for block in model.blocks:
+        used = []
+
+        def hook(layer, given, x):
+            used.append(torch.zeros_like(x).scatter(-1, x.topk(SLOTS, -1)[1], 1.0))
+        handle = block.levels[-1].up.register_forward_hook(hook)
+        for part in ids.split(64):
+            model.hidden(part)
+        handle.remove()
+        found.append((torch.cat(used) * words[..., None]).sum(1))
+    return found
+
+
+def muon_some(masks, params, momenta, lr):
+    """kernels.muon, where a mask is 1: rows and columns of zeros stay as they are."""
+    for p, mask in zip(params, masks):
+        p.grad.mul_(mask)
+    muon(params, momenta, lr)

@@ -191,6 +191,34 @@ def test_the_demonstration_stands_between_the_passage_and_the_question():
 
 
 # --------------------------------------------------------------------------------------------------
+# Sparse memory
+
+def test_a_slot_counts_where_today_uses_it_and_the_old_does_not():
+    now, old = torch.tensor([6.0, 3, 1]), torch.tensor([9, 0, 0])
+    got = rivals.tf_idf(now, old, 9)
+    assert got.tolist() == pytest.approx([0.0, 0.3 * log(10), 0.1 * log(10)], abs=1e-6)
+
+
+def test_only_the_chosen_units_of_upper_mlps_learn(monkeypatch):
+    model = toy()
+    teacher, z = a_day(model)
+    monkeypatch.setattr(rivals, "SLOTS", 3)
+    monkeypatch.setattr(dream, "replay", lambda *args: [[0, 5, 6, 7], [0, 8, 9]])
+    old, usual = clone(model), seed.muon
+    used, = rivals.accesses(model, torch.tensor([[0, 5, 6, 7]]), torch.tensor([2]))[1:]
+    assert used.sum() == 2 * 3                                      # three units a word, two words
+    plain = SimpleNamespace(**{**vars(PLAIN), "expand": 0})
+    params = seed.learners(model, None)
+    rivals.sparse(model, params, z, None, MARKS, None, 5, plain)
+    kept = [torch.equal(new, was) for new, was in zip(params, seed.learners(old, None))]
+    assert kept == [True, True, False, False]                       # the lower block is what it was
+    up, down = (m.weight for m in (model.blocks[1].levels[-1].up, model.blocks[1].levels[-1].down))
+    was = old.blocks[1].levels[-1]
+    rows, columns = (up != was.up.weight).any(1), (down != was.down.weight).any(0)
+    assert rows.sum() == 3 and torch.equal(rows, columns) and seed.muon is usual
+
+
+# --------------------------------------------------------------------------------------------------
 # Ingredients otherwise
 
 def test_an_open_router_wakes_every_expert_everywhere_and_one_expert_has_all_things(monkeypatch):
