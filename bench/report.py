@@ -225,8 +225,8 @@ def trial(files):
             "both lived on it in turn. Two one-sided tests against a margin of "
             f"{short(str(tables.MARGIN))} of ACC, said before the rival had lived: p = "
             f"{short(f'{same:.3f}')}, {words}.", rows, *same_arms(file),
-            "**The reward.** Only what differs among the rollouts of one prompt can be learnt from: "
-            "a life about the reward in which this spread is below "
+            "**The reward.** Only what differs among the rollouts of one prompt can be learnt "
+            "from: a life about the reward in which this spread is below "
             f"{short(str(stats.SPREAD))} is no test of it, and no row of the correction.",
             tables.rewarded(file)]
 
@@ -236,8 +236,8 @@ RIVALS = """
 many numbers as an expert and is woken by the same gate (`bench/rivals.py`). *gate+lora*: a LoRA of
 rank 8 on queries, keys, values and projection of the upper blocks, with labels, or (*KL*) with the
 teacher's distribution. *gate+cartridge*: 32 keys and values in each upper block, begun as those of
-the day's first tokens, learnt by forward KL and Adam. *gate+sdft*: on-policy, reverse KL to the self
-that holds passage and answer in its context, its weights an average of the student's. *sparse* has
+the day's first tokens, learnt by forward KL and Adam. *gate+sdft*: on-policy, reverse KL to the
+self that holds passage and answer in its context, its weights an average of the student's. *sparse* has
 no gate and no expert: of each upper MLP the 32 hidden units learn that today's quizzes use and
 dreams of old do not. Rates were searched on validation seeds.
 """

@@ -217,7 +217,7 @@ def asking(student, forced, marks, level):
 # sparse: what learns are the slots that today uses and the old does not (arXiv 2510.15103)
 
 def sparse(student, params, z, teach, marks, level, steps, a, weights=None, bank=None):
-    """In the place of seed.distil, with --expand=0: of each upper MLP only SLOTS hidden units learn.
+    """In the place of seed.distil, with --expand=0: SLOTS hidden units of each upper MLP learn.
 
     The paper has memory layers of a million slots; here a slot is a hidden unit of the pretrained
     MLP, its key a row of `up`, its value a column of `down` (arXiv 2012.14913). SLOTS of them have

@@ -194,14 +194,15 @@ def verdict(differences):
 
 REGIMES = {  # group in the file: its name in a table, in this order
     "ingredients": "default", "rivals": "rivals with the same arms",
-    "warm student": "on-policy from a warm student", "imitation": "all on-policy", "levels": "levels", "more nights": "more nights", "rank": "rank",
+    "warm student": "on-policy from a warm student", "imitation": "all on-policy",
+    "levels": "levels", "more nights": "more nights", "rank": "rank",
     "24 dreams": "24 dreams a night", "few quizzes": "few quizzes",
     "longer answers": "longer answers", "poor reader": "poor reader",
     "short nights": "short nights"}
 APART = {"contradicted_context", "not_told", "never_met", "described", "two_hops", "typed",
          "changed_old_value", "false_unknown", "old", "reading", "reversed"}    # not in ACC
 ABOUT_REWARD = ("imitation", "alpha", "reward", "judge")            # lives that change what it does
-SPREAD = 0.01                       # of the reward within a prompt's rollouts; below, it says nothing
+SPREAD = 0.01                       # of the reward among a prompt's rollouts: less says nothing
 
 
 def after(run, n):
@@ -209,7 +210,8 @@ def after(run, n):
     R, nights = [row[:n] for row in run["R"][:n]], run["nights"][:n]
     took = [sum(x["seconds"].values()) for x in nights if isinstance(x.get("seconds"), dict)]
     moved = [R[-1][j] - R[j][j] for j in range(n - 1)]
-    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
+    asked = [x["both"] for x in nights if x.get("both") is not None]     # reversed ones, too
+    return {"recall_both": mean(asked) if asked else None, "recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
             "BWT": mean(moved) if moved else 0.0, "old": nights[-1]["old"],
             "reading": nights[-1]["reading"], "reversed": mean(x["reversed"] for x in nights),
             "undone": sum("undone" in x for x in nights), "s/night": mean(took) if took else 0.0}

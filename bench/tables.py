@@ -188,15 +188,20 @@ def judged(row):
 
 def ablations(file):
     found = stats.by_life(file)
-    head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict"]
+    head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict",
+            "next morning, reversed questions among them"]
     rows, regime = [], None
     for row in stats.compared(file):
         whole, n = row["against"], row["nights"]
         if row["regime"] != regime:                                # first, the life they lack it in
             regime = row["regime"]
-            rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", ""])
+            rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", "",
+                         last_acc(found, whole, n, "recall_both")])
         rows.append([regime, row["life"], n, last_acc(found, row["name"], n),
-                     paired(row["differences"]), chance(row["p"]), judged(row)])
+                     paired(row["differences"]), chance(row["p"]), judged(row),
+                     last_acc(found, row["name"], n, "recall_both")])
+    if all(row[-1] == DASH for row in rows):                       # of an older bench
+        return table(head[:-1], [row[:-1] for row in rows])
     return table(head, rows)
 
 
@@ -263,7 +268,7 @@ def alone(seeds, n):
 
 
 def told(gap):
-    """Three cells of a difference (differences, p): interval, p, and what is to be thought of it."""
+    """Three cells of a difference (differences, p): interval, p, what is to be thought of it."""
     if gap is None:
         return "", "", ""
     d, p = gap
@@ -300,8 +305,8 @@ def rewarded(file):
     return table(["life", "reward", "spread"], rows)
 
 
-def last_acc(found, name, n):
-    return number([stats.after(run, n)["ACC"] for run in found[name].values()])
+def last_acc(found, name, n, key="ACC"):
+    return number([stats.after(run, n)[key] for run in found[name].values()])
 
 
 def beaten(file, key):

@@ -293,7 +293,8 @@ def test_the_search_takes_the_rate_of_the_best_mean_over_the_longest_tries():
                 "recall": acc}
     file = {"search": [row(0.09, 31, 1.0, 2), row(0.18, 31, 0.7), row(0.18, 32, 0.7),
                        row(0.36, 31, 0.9), row(0.36, 32, 0.6)]}
-    assert A.best(file, "gate+lora") == 0.36 and A.best(file, "gate+sdft") == A.RATES["gate+sdft"][1]
+    assert A.best(file, "gate+lora") == 0.36
+    assert A.best(file, "gate+sdft") == A.RATES["gate+sdft"][1]
     o = A.parse(["--only=gate+lora", "--validation=31", "--horizon=2", "--search"])
     assert A.untried(o, file) == [("gate+lora", 31, 0.18), ("gate+lora", 31, 0.36)]
     words, changed = A.words_of("gate+lora", 31, o, 0.36)
@@ -338,6 +339,9 @@ def test_a_life_about_a_reward_that_never_differs_is_no_test():
     assert rows["no dreaming"]["p"] == pytest.approx(stats.p_value(d))          # one row alone
     assert tables.judged(rows["no imitation"]).startswith("no test")
     assert "| no imitation | 1.000 | .001 |" in tables.rewarded({"runs": runs})
+    assert tables.ablations({"runs": runs})[0].endswith("| verdict |")
+    runs[0]["nights"][0]["both"] = 0.75
+    assert tables.ablations({"runs": runs})[2].endswith("| .750 |")
 
 
 # --------------------------------------------------------------------------------------------------
