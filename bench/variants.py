@@ -16,7 +16,7 @@ from model import FAST
 
 ON_POLICY, REWARDS = seed.on_policy_loss, seed.rewards              # as they are at home
 LEARN_TO_DREAM, CHOOSE = dream.learn_to_dream, dream.choose_dreams
-LABELS = SimpleNamespace(on_policy=0, divergence="forward", expand=1)
+PLAIN, STEPS = SimpleNamespace(on_policy=0, divergence="forward", expand=1), seed.DREAM_STEPS
 
 
 # --------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def learn_chosen(model, cold, pool, quiz, teacher, marks, teach, select, writer=
     finally:
         dream.choose_dreams = CHOOSE
     params, z = model.live(FAST), chosen[-1]
-    return log | seed.distil(model, params, z, teach, marks, FAST, 20, LABELS)
+    return log | seed.distil(model, params, z, teach, marks, FAST, STEPS, PLAIN)
 
 
 def by_chance(model, z, quiz, marks, select):
