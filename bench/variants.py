@@ -15,7 +15,7 @@ from data.gate import EVERYWHERE, open_gate
 from model import FAST
 
 ON_POLICY, REWARDS = seed.on_policy_loss, seed.rewards              # as they are at home
-LEARN_TO_DREAM, CHOOSE = dream.learn_to_dream, dream.choose_dreams
+LEARN_TO_DREAM = dream.learn_to_dream
 PLAIN, STEPS = SimpleNamespace(on_policy=0, divergence="forward", expand=1), seed.DREAM_STEPS
 
 
@@ -77,16 +77,16 @@ def same_meaning(table, written, asked):
 def learn_chosen(model, cold, pool, quiz, teacher, marks, teach, select, writer=True):
     """In the place of dream.learn_to_dream: what it chooses is learnt, too, as many steps as a
     night takes after dreaming."""
-    chosen = []
+    chosen, usual = [], dream.choose_dreams
 
     def choose(*args):
-        chosen.append(CHOOSE(*args))
+        chosen.append(usual(*args))
         return chosen[-1]
     dream.choose_dreams = choose
     try:
         log = LEARN_TO_DREAM(model, cold, pool, quiz, teacher, marks, teach, select, writer)
     finally:
-        dream.choose_dreams = CHOOSE
+        dream.choose_dreams = usual
     params, z = model.live(FAST), chosen[-1]
     return log | seed.distil(model, params, z, teach, marks, FAST, STEPS, PLAIN)
 

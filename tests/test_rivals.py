@@ -263,14 +263,15 @@ def test_what_was_chosen_is_learnt(monkeypatch):
     model = toy()
     teacher, z = a_day(model)
     chosen = take(z, slice(1, 3))
-    monkeypatch.setattr(variants, "CHOOSE", lambda *args: chosen)
+    usual = lambda *args: chosen                                    # noqa: E731
+    monkeypatch.setattr(dream, "choose_dreams", usual)
     monkeypatch.setattr(variants, "LEARN_TO_DREAM",
                         lambda *args: dream.choose_dreams() and {"pool": 4})
     model.unlock(FAST)
     before = seed.knows(model, chosen, MARKS, FAST)
     log_ = variants.learn_chosen(model, None, z, z, teacher, MARKS, None, "cosine")
     assert (seed.knows(model, chosen, MARKS, FAST) > before).all()
-    assert log_["pool"] == 4 and "loss" in log_
+    assert log_["pool"] == 4 and "loss" in log_ and dream.choose_dreams is usual
     assert len(variants.by_chance(model, z, None, MARKS, "cosine")) == 4
 
 
