@@ -287,22 +287,22 @@ def opened(o, argv):
 def untried(o, file):
     """[(life, seed, rate)] that the search has not tried over these nights yet."""
     def nights(name):
-        return min(LIVES[name][1], o.horizon or LIVES[name][1])
+        return 2 if o.quick else min(LIVES[name][1], o.horizon or LIVES[name][1])
     done = {(r["life"], r["seed"], r["rate"], r["nights"]) for r in file["search"]}
     return [(n, s, rate) for n in o.only if n in RATES for s in o.validation for rate in RATES[n]
             if (n, s, rate, nights(n)) not in done]
 
 
 def best(file, name):
-    """The rate of a rival with the best ACC over the validation seeds (then recall), of the longest
-    tries there are; the middle of its grid where there are none."""
+    """The rate of a rival with the best ACC over the validation seeds (then recall, then the
+    lowest), of the longest tries there are; the middle of its grid where there are none."""
     rows = [r for r in file["search"] if r["life"] == name]
     rows = [r for r in rows if r["nights"] == max(r["nights"] for r in rows)]
 
     def found(rate):
         mine = [r for r in rows if r["rate"] == rate]
         return mean(r["ACC"] for r in mine), mean(r["recall"] for r in mine)
-    return max({r["rate"] for r in rows}, key=found) if rows else RATES[name][1]
+    return max(sorted({r["rate"] for r in rows}), key=found) if rows else RATES[name][1]
 
 
 def all_of(o, pool, function, todo, bar):
