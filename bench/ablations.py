@@ -239,7 +239,8 @@ def born(name, seed, o):
 def live(name, seed, o, rate=None):
     """One life in a process of its own -> its row of the result file, or of the search."""
     words, changed = words_of(name, seed, o, rate)
-    out = folder(name if rate is None else f"search {name} {rate}", seed, o)
+    where = f"{name} {o.rates[name]}" if name in RATES else name
+    out = folder(where if rate is None else f"search {name} {rate} {o.horizon}", seed, o)
     base = os.path.join(base_folder(name, seed, o), "base.pt")
     with quiet(), constants(changed):
         a, data = begun([*words, f"--init_from={base}"], out)
