@@ -61,7 +61,7 @@ def write(teacher, marks, n, writer=True, random_expert=False):
     """Unique dreams [(passage, question, answer)], n documents for each view of each passage.
 
     writer: the expert that has learnt to dream (`rest_em`) is awake, once there is one.
-    random_expert: each view also wakes one old expert picked at random ([S] 3.4, novel synthesis).
+    random_expert: half of the views also wake an old one, picked at random ([S] 3.4, synthesis).
     The gates of earlier nights are shut: an older memory would answer for what is read here.
     """
     model, device, rows = teacher.model, teacher.model.device, len(teacher.readings)
@@ -69,8 +69,8 @@ def write(teacher, marks, n, writer=True, random_expert=False):
     awake = {level: (always + expert, always) for level, expert in awake.items()}
     if writer and model.n_experts(TRIAL):
         awake[TRIAL] = (always, always)
-    if random_expert and model.n_experts(FAST) and FAST not in awake:
-        awake[FAST] = (torch.randint(model.n_experts(FAST), (rows,), device=device), always)
+    if random_expert and FAST not in awake and (old := model.n_experts(FAST)):
+        awake[FAST] = (torch.randint(-old, old, (rows,), device=device), always)    # < 0: none
     prompts = [[*view, *marks.ask] for view in teacher.readings]
     out = generate(model, prompts, ASKING, n=n, temperature=TEMPERATURE, awake=awake,
                    forms=in_turn(marks))

@@ -22,9 +22,10 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "crowd.json", "newcomer.json", "topics.json", "trial.json", "ablations.json",
-         "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json",
-         "absorber.json", "arc1d.json", "speed.json", "plan.json", "faults.json", "labs.json")
+FILES = ("week.json", "crowd.json", "newcomer.json", "topics.json", "counting.json", "trial.json",
+         "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
+         "recurrence.json", "absorber.json", "arc1d.json", "speed.json", "plan.json", "faults.json",
+         "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "check": (False, SWITCH, "compare both pages with the result files, change nothing"),
     "pictures": (False, SWITCH, "make the figures"),
@@ -57,16 +58,19 @@ from the worst seed to the best.
 UNTESTED = """
 ## What these tables do not test
 
-- No rival has sleep's expert and gate with plain fine-tuning on the same screened quizzes. What is
-  called sleep's lead over fine-tuning is that of the whole.
+- In *A fair fight* no rival has sleep's expert and gate: what is called sleep's lead over
+  fine-tuning there is that of the whole. Rivals with the same arms stand under *Which ingredient
+  matters*.
 - *No expansion* takes away the gate, too; *no gate* has one expert for all nights and does not
-  dream from the second night on. Neither is isolated.
+  dream from the second night on. Alone they are taken away in the lives *one expert* and *open
+  router* of `bench/ablations.py`.
 - *No dreaming* replaces 20 steps on chosen dreams by 20 more on the same quizzes; what a default
   night dreams teaches tomorrow's writer of dreams only. On-policy steps are 7.5 % of a default
   night, imitation weighs .1 in them, and its reward is nearly 1 all the time. "No effect seen" is
   said of these nights, not of the ideas.
-- ACC asks forward questions only. The price of the gate are the reversed ones.
-- Learning rates of rivals were searched over two nights and used for seven.
+- ACC asks forward questions only. The price of the gate are the reversed ones; where both are
+  counted together, the table says so.
+- Learning rates of the rivals of *A fair fight* were searched over two nights and used for seven.
 - Answers have three tokens (nine in *longer answers*), models 0.2 to 0.9 M parameters. Of the
   paper's results, of billions of parameters, only directions can be compared.
 """
@@ -158,11 +162,22 @@ the first edition and three times during this one.
 """
 
 
+COUNTING = """
+**Counting.** Naive Bayes and the nearest tf-idf mean keep counts of each class, read each sentence
+once, and learn no network; smoothing and terms (words, or pairs, too) were searched on validation
+rows of another order of classes. *Sleep is*: after the correction over this table.
+"""
+
+
 def topics_now(files):
     page = ["## New topics every day, through the one night", NOW]
     for name, file in files["topics.json"].items():
         page += headed("topics.json", {**file, "seeds": [r["seed"] for r in file["runs"]]},
                        tables.topics(file))
+    page.append(COUNTING)
+    for name, counting in files["counting.json"].items():
+        page += [f"*{name}*", *headed("counting.json", counting,
+                                      tables.counted(files["topics.json"][name], counting))]
     return page
 
 
@@ -171,8 +186,8 @@ def topics(files):
     gaps = {f["data"]: tables.beaten(f, "final") for f in (clinc, dbpedia)}
     page = ["## New topics every day, first edition, with rivals", TOPICS]
     for name, words in SETS.items():
-        file = files[f"classes-{name}.json"]
-        page += [words, *headed(f"classes-{name}.json", file, tables.classes(file)),
+        file, counting = files[f"classes-{name}.json"], files["counting.json"][name]
+        page += [words, *headed(f"classes-{name}.json", file, tables.classes(file, counting)),
                  picture(f"rivals-{name}.png", f"accuracy over nights, {name}")]
     return page + [
         f"*What we read in it.* On CLINC150 sleep keeps {final(clinc, 'sleep')} of 150 intents; "
@@ -210,7 +225,31 @@ def trial(files):
             "**The plain rival, by kind of question.** Seconds are of a machine with other work; "
             "both lived on it in turn. Two one-sided tests against a margin of "
             f"{short(str(tables.MARGIN))} of ACC, said before the rival had lived: p = "
-            f"{short(f'{same:.3f}')}, {words}.", rows]
+            f"{short(f'{same:.3f}')}, {words}.", rows, *same_arms(file),
+            "**The reward.** Only what differs among the rollouts of one prompt can be learnt "
+            "from: a life about the reward in which this spread is below "
+            f"{short(str(stats.SPREAD))} is no test of it, and no row of the correction.",
+            tables.rewarded(file)]
+
+
+RIVALS = """
+**Rivals with the same arms.** Each is *gate+sft* but for one thing; its memory of a night has as
+many numbers as an expert and is woken by the same gate (`bench/rivals.py`). *gate+lora*: a LoRA of
+rank 8 on queries, keys, values and projection of the upper blocks, with labels, or (*KL*) with the
+teacher's distribution. *gate+cartridge*: 32 keys and values in each upper block, begun as those of
+the day's first tokens, learnt by forward KL and Adam. *gate+sdft*: on-policy, reverse KL to the
+self that holds passage and answer in its context, its weights an average of the student's. *sparse* has
+no gate and no expert: of each upper MLP the 32 hidden units learn that today's quizzes use and
+dreams of old do not. Rates were searched on validation seeds.
+"""
+
+
+def same_arms(file):
+    """The paragraphs on rivals of bench/rivals.py, none where they have not lived."""
+    if not any(run["group"] == "rivals" for run in file["runs"]):
+        return []
+    tried = ["Every try of a rate:", tables.searched(file)] if file.get("search") else []
+    return [RIVALS, tables.fought(file), *tried]
 
 
 REGIMES = """

@@ -193,10 +193,16 @@ def verdict(differences):
 # Lives in ablations.json: {"life", "group", "seed", "R", "nights": [a dict a night]}
 
 REGIMES = {  # group in the file: its name in a table, in this order
-    "ingredients": "default", "levels": "levels", "more nights": "more nights", "rank": "rank",
+    "ingredients": "default", "rivals": "rivals with the same arms",
+    "warm student": "on-policy from a warm student", "imitation": "all on-policy",
+    "levels": "levels", "more nights": "more nights", "rank": "rank",
     "24 dreams": "24 dreams a night", "few quizzes": "few quizzes",
     "longer answers": "longer answers", "poor reader": "poor reader",
     "short nights": "short nights"}
+APART = {"contradicted_context", "not_told", "never_met", "described", "two_hops", "typed",
+         "changed_old_value", "false_unknown", "old", "reading", "reversed"}    # not in ACC
+ABOUT_REWARD = ("imitation", "alpha", "reward", "judge")            # lives that change what it does
+SPREAD = 0.01                       # of the reward among a prompt's rollouts: less says nothing
 
 
 def after(run, n):
@@ -204,10 +210,33 @@ def after(run, n):
     R, nights = [row[:n] for row in run["R"][:n]], run["nights"][:n]
     took = [sum(x["seconds"].values()) for x in nights if isinstance(x.get("seconds"), dict)]
     moved = [R[-1][j] - R[j][j] for j in range(n - 1)]
-    return {"recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
+    asked = [x["both"] for x in nights if x.get("both") is not None]     # reversed ones, too
+    return {"recall_both": mean(asked) if asked else None, "recall": mean(R[i][i] for i in range(n)), "ACC": mean(R[-1]),
             "BWT": mean(moved) if moved else 0.0, "old": nights[-1]["old"],
             "reading": nights[-1]["reading"], "reversed": mean(x["reversed"] for x in nights),
             "undone": sum("undone" in x for x in nights), "s/night": mean(took) if took else 0.0}
+
+
+def both(run):
+    """ACC over forward and reversed questions together, each question counted once, after the last
+    night; None for a life of an older bench, which has no kinds."""
+    asked = [kind for name, kind in (run.get("kinds") or {}).items()
+             if name == "reversed" or name not in APART]
+    n = sum(kind["n"] for kind in asked)
+    return sum(kind["end"] * kind["n"] for kind in asked) / n if n else None
+
+
+def spread(runs):
+    """Mean deviation of the reward among the rollouts of one prompt, None if there was no reward:
+    where all are rewarded alike, nothing is learnt from it."""
+    seen = [night["spread"] for run in runs for night in run["nights"] if "spread" in night]
+    return mean(seen) if seen else None
+
+
+def tested(found, life):
+    """Can this life say anything of what it changes? Not of the reward, if that is always alike."""
+    name, rewards = base_of(life), spread(list(found[life].values()))
+    return rewards is None or rewards >= SPREAD or not any(w in name for w in ABOUT_REWARD)
 
 
 def by_life(file):
@@ -221,9 +250,12 @@ def by_life(file):
 def against(found, life):
     """The life that this one is compared with, None for the first of its regime (and none, sft).
 
-    "no imitation (few quizzes)" is compared with "few quizzes", all others with "sleep".
+    "no imitation (few quizzes)" is compared with "few quizzes", a rival with the same arms with the
+    plain one, all others with "sleep".
     """
     run = next(iter(found[life].values()))
+    if run.get("group") == "rivals":
+        return "gate+sft" if "gate+sft" in found else None
     if life in (run.get("group"), "sleep", "none", "sft"):
         return None
     regime = life.partition(" (")[2].rstrip(")")
@@ -254,8 +286,8 @@ def compared(file):
     """Every paired difference in ACC of ablations.json, corrected after Holm over all of them.
 
     Rows {"name" (in the file), "life" (without its regime), "against", "regime", "nights",
-    "differences", "p", "effect"}: regimes in the order of REGIMES, inside a regime from the
-    greatest loss to the greatest gain.
+    "differences", "tested", "p", "effect"}: regimes in the order of REGIMES, inside a regime from
+    the greatest loss to the greatest gain. What could not be `tested` is no row of the correction.
     """
     found, rows = by_life(file), []
     for life in found:
@@ -263,8 +295,10 @@ def compared(file):
         if len(d) > 1:
             group = next(iter(found[life].values()))["group"]
             rows.append({"name": life, "life": base_of(life), "against": against(found, life),
-                         "regime": group, "nights": nights_of(found, life), "differences": d})
-    for row, (d, p) in zip(rows, corrected([row["differences"] for row in rows])):
+                         "regime": group, "nights": nights_of(found, life), "differences": d,
+                         "tested": tested(found, life), "p": 1.0, "effect": 0})
+    counted = [row for row in rows if row["tested"]]
+    for row, (d, p) in zip(counted, corrected([row["differences"] for row in counted])):
         row.update(p=p, effect=effect(d, p))
     order = list(dict.fromkeys([*REGIMES, *(row["regime"] for row in rows)]))
     rows.sort(key=lambda row: (order.index(row["regime"]), mean(row["differences"])))

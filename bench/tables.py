@@ -144,6 +144,26 @@ def topics(file):
             *(f"| {name} | {span_of(runs, key)} |" for key, name in names.items())]
 
 
+def counted(topics, counting):
+    """Counting rivals beside the night, its gate alone among the rows: one data set of each file.
+    p: over the rivals of the table."""
+    night = {r["seed"]: r for r in topics["runs"]}
+    rows = {"**sleep**": (night, "final"), "its gate alone": (night, "gate_alone")}
+    rows |= {name: (seeds, "final") for name, seeds in grouped(counting["runs"], "method").items()}
+    gaps = {name: [night[s]["final"] - seeds[s][key] for s in night if s in seeds]
+            for name, (seeds, key) in list(rows.items())[1:]}
+    gaps = {name: d for name, d in gaps.items() if len(d) > 1}
+    gaps = dict(zip(gaps, stats.corrected(list(gaps.values()))))
+    lines = []
+    for name, (seeds, key) in rows.items():
+        runs = list(seeds.values())
+        curve = [mean(r["over_nights"]) for r in runs] if key == "final" else []
+        lines.append([name, len(runs), number([r[key] for r in runs]), number(curve),
+                      *told(gaps.get(name))])
+    return table(["method", "seeds", "all classes at the end", "mean over nights",
+                  "`sleep` minus this, at the end", "p, Holm", "sleep is"], lines)
+
+
 def span_of(runs, key):
     values = [r[key] for r in runs]
     digits = 3 if max(map(abs, values)) < 2 else 0
@@ -154,6 +174,8 @@ def span_of(runs, key):
 def judged(row):
     """An ablation in words: what its ingredient does, or what these seeds could have seen."""
     m, words = mean(row["differences"]), ("worse", "better")
+    if not row.get("tested", True):
+        return "no test: all are rewarded alike"
     if row["life"].startswith("no "):                                # a word about the ingredient
         words = ("helps", "hurts")
     if row["effect"]:
@@ -166,15 +188,20 @@ def judged(row):
 
 def ablations(file):
     found = stats.by_life(file)
-    head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict"]
+    head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict",
+            "next morning, reversed questions among them"]
     rows, regime = [], None
     for row in stats.compared(file):
         whole, n = row["against"], row["nights"]
         if row["regime"] != regime:                                # first, the life they lack it in
             regime = row["regime"]
-            rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", ""])
+            rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", "",
+                         last_acc(found, whole, n, "recall_both")])
         rows.append([regime, row["life"], n, last_acc(found, row["name"], n),
-                     paired(row["differences"]), chance(row["p"]), judged(row)])
+                     paired(row["differences"]), chance(row["p"]), judged(row),
+                     last_acc(found, row["name"], n, "recall_both")])
+    if all(row[-1] == DASH for row in rows):                       # of an older bench
+        return table(head[:-1], [row[:-1] for row in rows])
     return table(head, rows)
 
 
@@ -191,6 +218,9 @@ def plain_rival(file):
     for key in ("ACC", "recall", "BWT"):
         a, b = ([life[s][key] for s in seeds] for life in (ours, rival))
         rows.append([key, number(a), number(b), paired([y - x for x, y in zip(a, b)]), ""])
+    a, b = ([stats.both(life[s]) for s in seeds] for life in (ours, rival))
+    rows.append(["ACC over forward and reversed", number(a), number(b),
+                 paired([y - x for x, y in zip(a, b)]), ""])
     for kind in sorted(ours[seeds[0]]["kinds"]):
         a, b = ([life[s]["kinds"][kind]["end"] for s in seeds] for life in (ours, rival))
         asked = round(mean(ours[s]["kinds"][kind]["n"] for s in seeds))
@@ -203,8 +233,80 @@ def plain_rival(file):
     return table(head, rows), same
 
 
-def last_acc(found, name, n):
-    return number([stats.after(run, n)["ACC"] for run in found[name].values()])
+def fought(file):
+    """Rivals with the same arms: each by itself, minus gate+sft and minus the whole night.
+
+    p: of all these differences, corrected together. No effect seen: beside it, what would show.
+    """
+    found = stats.by_life(file)
+    names = ["sleep", "gate+sft", *(n for n in found if group_of(found, n) == "rivals")]
+    pairs = [(n, other) for n in names for other in ("gate+sft", "sleep")
+             if names.index(n) > names.index(other) and n != other]
+    gaps = {pair: stats.differences(found, *pair[:1], other=pair[1]) for pair in pairs}
+    gaps = {pair: d for pair, d in gaps.items() if len(d) > 1}
+    holm = dict(zip(gaps, stats.corrected(list(gaps.values()))))
+    head = ["night", "rate", "ACC", "BWT", "with reversed", "seconds a night",
+            "minus gate+sft", "p, Holm", "verdict", "minus sleep", "p, Holm", "verdict"]
+    return table(head, [[n, *alone(found[n], stats.nights_of(found, n)),
+                         *(cell for other in ("gate+sft", "sleep")
+                           for cell in told(holm.get((n, other))))] for n in names if n in found])
+
+
+def group_of(found, life):
+    return next(iter(found[life].values())).get("group")
+
+
+def alone(seeds, n):
+    """The first cells of a rival's row: rate, ACC, BWT, ACC with reversed questions, seconds."""
+    runs = list(seeds.values())
+    cut = [stats.after(run, n) for run in runs]
+    rates = sorted({run["rate"] for run in runs if run.get("rate")})
+    spent = [run["seconds"]["night"] / len(run["R"]) for run in runs]
+    return [short(", ".join(map(str, rates))), number([c["ACC"] for c in cut]),
+            number([c["BWT"] for c in cut]), number([stats.both(run) for run in runs]),
+            number(spent, 0)]
+
+
+def told(gap):
+    """Three cells of a difference (differences, p): interval, p, what is to be thought of it."""
+    if gap is None:
+        return "", "", ""
+    d, p = gap
+    found = stats.effect(d, p)
+    words = (f"**{'better' if found > 0 else 'worse'}**" if found else "not certain"
+             if found is None else f"no effect seen ({stats.detectable(d):.3f} would show)")
+    return paired(d), chance(p), short(words)
+
+
+def searched(file):
+    """Every try of a rate: mean ACC over the validation seeds, and what was taken."""
+    rows = []
+    for life in dict.fromkeys(r["life"] for r in file["search"]):
+        mine = [r for r in file["search"] if r["life"] == life]
+        taken = {r.get("rate") for r in file["runs"] if r["life"] == life}
+        for rate in sorted({r["rate"] for r in mine}):
+            tries = [r for r in mine if r["rate"] == rate]
+            rows.append([life, short(f"{rate:g}"), tries[0]["nights"],
+                         *(number([r[k] for r in tries]) for k in ("ACC", "recall", "old")),
+                         "taken" if rate in taken else ""])
+    return table(["night", "rate", "nights", "ACC", "recall", "old", ""], rows)
+
+
+def rewarded(file):
+    """The reward of every life with on-policy steps, and how it differs among the rollouts of one
+    prompt, which is all that can be learnt from."""
+    found, rows = stats.by_life(file), []
+    for name, seeds in found.items():
+        runs = list(seeds.values())
+        if stats.spread(runs) is not None:
+            rewards = [night["reward"] for run in runs for night in run["nights"]
+                       if "reward" in night]
+            rows.append([name, number([mean(rewards)]), number([stats.spread(runs)])])
+    return table(["life", "reward", "spread"], rows)
+
+
+def last_acc(found, name, n, key="ACC"):
+    return number([stats.after(run, n)[key] for run in found[name].values()])
 
 
 def beaten(file, key):
@@ -240,8 +342,10 @@ def versus(gaps, name):
     return paired(differences), chance(p)
 
 
-def classes(file):
-    """Class-incremental learning (classes-*.json), and what needs no network."""
+def classes(file, counting=None):
+    """Class-incremental learning (classes-*.json), and what needs no network. counting: the same
+    set in counting.json, whose rivals are rows of this table, too."""
+    file = {**file, "runs": file["runs"] + (counting or {"runs": []})["runs"]}
     lives, seeds = grouped(file["runs"], "method"), {r["seed"] for r in file["runs"]}
     head = ["method", "keeps", "all classes at the end", "mean over nights", "the base's classes",
             "forgetting", "CPU s a night", "`sleep` minus this, at the end", "p, Holm"]

@@ -83,7 +83,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "select": ("cosine", ("cosine", "norm", "random"),
                    "importance: cosine to the self-made quiz, or the paper's gradient norm"),
         "budget": (0, COUNT, "dreams a night learns from; 0: all that pass the screen"),
-        "random_expert": (0, SWITCH, "1: one extra random expert while dreaming"),
+        "random_expert": (0, SWITCH, "1: half of the dreams are dreamt with a random expert beside"),
     },
     "consolidation": {
         "period": (0, COUNT, "nights from one move of fast memory into slow to the next; 0: never"),

@@ -116,8 +116,12 @@ def test_who_is_awake_while_writing(monkeypatch):
     awake = [call[2] for call in calls]
     zeros = [0] * rows
     assert awake[0] == {TRIAL: (zeros, zeros)} and awake[1] == {}
-    assert set(awake[2]) == {TRIAL, FAST} and set(awake[2][FAST][0]) <= {0, 1, 2}
+    assert set(awake[2]) == {TRIAL, FAST} and set(awake[2][FAST][0]) <= {-3, -2, -1, 0, 1, 2}
     assert awake[2][FAST][1] == zeros
+    day = Day([[[11]]] * 20, [])
+    dream.write(seed.hold(model, day, MARKS), MARKS, 1, random_expert=True)
+    half = calls[-1][2][FAST][0]
+    assert min(half) < 0 <= max(half) <= 2                          # beside those without
     assert awake[3] == {TRIAL: (zeros, zeros), FAST: ([2] * rows, zeros)}       # it studied the day
 
 
