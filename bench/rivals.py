@@ -179,12 +179,12 @@ def demonstrated(teacher, held, student, z, marks, level, kind):
     follow(teacher, student, level)
     misheard = z._replace(ids=seed.mishear(z, marks, student.config.vocab_size))
     awake, asked = seed.new_expert(student, level, z.since), unpack(misheard)
-    ys = generate(student, [[marks.bos, *q] for _, q, _ in asked], MAX_NEW, stop=[marks.end],
+    ys = generate(student, [[*marks.bos, *q] for _, q, _ in asked], MAX_NEW, stop=[marks.end],
                   awake=awake)
     said = pack([(p, q, tuple(y)) for (p, q, _), y in zip(asked, ys)], student.device)
     shown = pack([(p, (*q, *d, *q), tuple(y)) for (p, q, d), y in zip(unpack(z), ys)],
                  student.device)
-    h = answers_of(said, student.hidden(closed_book(said, marks), awake=awake)[:, 1:])
+    h = answers_of(said, student.hidden(closed_book(said, marks), awake=awake)[:, len(marks.bos):])
     log_s = F.log_softmax(student.logits(h).float(), -1)
     log_t = with_demonstration(teacher, held, shown, z.since + shown.start - z.start, level)
     mask = words_of(said._replace(target=log_t))
@@ -207,9 +207,9 @@ def with_demonstration(teacher, held, shown, since, level):
 def asking(student, forced, marks, level):
     """-log p(word) of the questions, the expert awake from <bos> on, as in seed.off_policy_loss."""
     awake = seed.new_expert(student, level, torch.zeros_like(forced.start))
-    logits = student(closed_book(forced, marks), awake=awake)[:, 1:].float().transpose(1, 2)
+    logits = student(closed_book(forced, marks), awake=awake)[:, len(marks.bos):].float().transpose(1, 2)
     nll = F.cross_entropy(logits, forced.ids[:, 1:], reduction="none")
-    mask = question_mask(forced)
+    mask = question_mask(forced, marks)
     return (nll * mask).sum() / mask.sum()
 
 

@@ -91,7 +91,7 @@ def test_a_grid_is_a_token_a_cell_and_comes_back(f):
     ids = G.encode(f.enc, GRID)
     assert len(ids) == 7 and G.decode(f.enc, ids) == GRID
     newline = f.enc.encode_single_token("\n")
-    for wrong in ([], ids[:-1], [newline], [*ids, newline], [f.marks.ask], [*ids, f.marks.bos]):
+    for wrong in ([], ids[:-1], [newline], [*ids, newline], [*f.marks.ask], [*ids, *f.marks.bos]):
         assert G.decode(f.enc, wrong) is None
 
 
@@ -201,7 +201,7 @@ def test_in_its_context_a_self_that_copies_solves_copying_and_nothing_else(f, mo
     me = small(f)
 
     def copying(model, prompts, room, **how):
-        return [[*p[len(p) - 1 - p[::-1].index(f.marks.ask) + 1:-1], f.marks.end] for p in prompts]
+        return [[*p[len(p) - 1 - p[::-1].index(f.marks.ask[0]) + 1:-1], f.marks.end] for p in prompts]
     monkeypatch.setattr(T, "generate", copying)
     same = G.Task("copy", "", [(GRID, GRID)] * 2, [([[7, 8]], [[7, 8]])])
     other = same._replace(tests=[([[7, 8]], [[8, 7]])])
