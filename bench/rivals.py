@@ -207,8 +207,8 @@ def with_demonstration(teacher, held, shown, since, level):
 def asking(student, forced, marks, level):
     """-log p(word) of the questions, the expert awake from <bos> on, as in seed.off_policy_loss."""
     awake = seed.new_expert(student, level, torch.zeros_like(forced.start))
-    logits = student(closed_book(forced, marks), awake=awake)[:, len(marks.bos):].float().transpose(1, 2)
-    nll = F.cross_entropy(logits, forced.ids[:, 1:], reduction="none")
+    logits = student(closed_book(forced, marks), awake=awake)[:, len(marks.bos):].float()
+    nll = F.cross_entropy(logits.transpose(1, 2), forced.ids[:, 1:], reduction="none")
     mask = question_mask(forced, marks)
     return (nll * mask).sum() / mask.sum()
 

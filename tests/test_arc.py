@@ -101,7 +101,7 @@ def test_a_grid_is_a_token_a_cell_and_comes_back(f):
 def test_prompts_with_single_marks_and_with_a_chat_format(f):
     demos = [([[1]], [[2]]), ([[3]], [[4]])]
     one, two, three, four, five = (f.enc.encode_single_token(c) for c in "12345")
-    bos, ask, answer, end = f.marks
+    (bos,), (ask,), (answer,), end = f.marks
     assert E.prompt_of(f, demos, [[5]]) == [bos, ask, one, answer, two, end, ask, three, answer,
                                             four, end, ask, five, answer]
     ranks = {bytes([i]): i for i in range(256)}
