@@ -155,7 +155,7 @@ def teach_writer(me, tasks, trials, a):
     z = pack([(i, last, E.edit_ids(me.f, edit)) for i, edit, _ in trials], me.model.device)
     reward, loss = torch.tensor([r for _, _, r in trials]), None
     for _ in range(a.lessons):
-        loss = dream.rest_em(me.model, z, readings, None, reward, a.writer_rows)
+        loss = dream.rest_em(me.model, z, readings, me.f.marks._replace(ask=last), reward, a.writer_rows)
     return loss
 
 
