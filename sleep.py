@@ -172,14 +172,15 @@ def document_loss(model, ids, weight):
 
 
 def optimizers(model):
-    """Muon for the matrices inside the blocks, AdamW for embeddings, gains and convolutions; a tenth
-    of its rate for biases and learned positions."""
+    """Muon for the matrices inside the blocks, AdamW for embeddings, gains and convolutions; a
+    tenth of its rate for biases and learned positions, a third for the words beside these."""
     inner, slow, others = [], [], []
     for name, p in model.named_parameters():
         matrix = name.startswith("blocks.") and p.ndim == 2 and "conv" not in name
         gentle = name.endswith("bias") or name == "wpe.weight"
         (inner if matrix else slow if gentle else others).append(p)
-    groups = [{"params": others, "lr": LR_ADAM}, {"params": slow, "lr": LR_ADAM / 10}]
+    rate = LR_ADAM if model.wpe is None else LR_ADAM / 3
+    groups = [{"params": others, "lr": rate}, {"params": slow, "lr": LR_ADAM / 10}]
     opts = [torch.optim.Muon(inner, lr=LR_MUON, weight_decay=0.0),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]
     for group in (group for opt in opts for group in opt.param_groups):

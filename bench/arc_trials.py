@@ -154,8 +154,9 @@ def teach_writer(me, tasks, trials, a):
     last = E.wish_of(me.f, tasks[0].demos, room)[-1:]
     z = pack([(i, last, E.edit_ids(me.f, edit)) for i, edit, _ in trials], me.model.device)
     reward, loss = torch.tensor([r for _, _, r in trials]), None
+    marks = me.f.marks._replace(ask=last)
     for _ in range(a.lessons):
-        loss = dream.rest_em(me.model, z, readings, me.f.marks._replace(ask=last), reward, a.writer_rows)
+        loss = dream.rest_em(me.model, z, readings, marks, reward, a.writer_rows)
     return loss
 
 

@@ -28,6 +28,7 @@ FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
     "crowd": (0, flags.COUNT, "people of the one day that each base lives; 0: the week"),
     "arch": ("ours", tuple(ARCHITECTURES), "of the self"),
+    "steps": (0, flags.COUNT, "of pretraining; 0: as many as by default"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
     "work": ("out-week", flags.TEXT, "folder of the lives"),
@@ -53,7 +54,8 @@ def life_of(o, seed):
     """The summary of a default life, or of one crowded day lived from its base."""
     name = f"seed{seed}" if o.arch == "ours" else f"{o.arch}-seed{seed}"
     folder = os.path.abspath(os.path.join(o.work, name))
-    week_long = live(seed, folder, o.device, f"--arch={o.arch}")
+    week_long = live(seed, folder, o.device, f"--arch={o.arch}",
+                     *[f"--pretrain_steps={o.steps}"] * bool(o.steps))
     if not o.crowd:
         return week_long
     return live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt", "--days=1",

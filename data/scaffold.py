@@ -14,7 +14,7 @@ import torch
 
 from model import GPT, Config
 
-FROM, TO = 0.15, 0.6                # shares of pretraining in which it leaves
+FROM, TO = 0.05, 0.35               # shares of pretraining in which it leaves
 AMPLITUDE = 0.3                     # of the waves, as which learned positions are born
 GOLDEN = 0.6180339887498949         # the fractions of its multiples are spread evenly
 

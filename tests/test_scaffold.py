@@ -15,9 +15,9 @@ def test_a_plain_one_is_born_with_a_convolution_and_grows_up_without():
     model, ids = scaffold.newborn(config), tokens(2, 9)
     with_it = model(ids)
     steps = [scaffold.stand(model, step, 1000) or model.config.scaffold for step in range(1000)]
-    assert all(steps[:150]) and not any(steps[600:])
-    assert abs(sum(steps[150:600]) / 450 - 0.5) < 0.01                  # fewer and fewer
-    assert sum(steps[150:300]) > sum(steps[300:450]) > sum(steps[450:600])
+    assert all(steps[:50]) and not any(steps[350:])
+    assert abs(sum(steps[50:350]) / 300 - 0.5) < 0.01                   # fewer and fewer
+    assert sum(steps[50:150]) > sum(steps[150:250]) > sum(steps[250:350])
     without = model(ids)
     assert not torch.equal(with_it, without)
     scaffold.take_down(model)
@@ -45,6 +45,6 @@ def test_learned_positions_are_born_as_waves_and_learn_slowly():
     assert torch.allclose(turned, sin[1:], atol=1e-4)
     _, adam = sleep.optimizers(model)
     fast, slow = adam.param_groups
-    assert slow["lr"] == fast["lr"] / 10 and any(p is model.wpe.weight for p in slow["params"])
+    assert abs(slow["lr"] / fast["lr"] - 0.3) < 1e-9 and any(p is model.wpe.weight for p in slow["params"])
     learnt = [p for opt in sleep.optimizers(model) for g in opt.param_groups for p in g["params"]]
     assert len(learnt) == len(list(model.parameters()))
