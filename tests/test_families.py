@@ -8,41 +8,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import sleep
-from data.engine import behind, generate, new_cache, prefill
+from bench.families import FACTS, KINDS, LLAMA3, V, cached, largest, theirs_of
+from data.engine import behind, generate, prefill
 from data.weights import INDEX, from_pretrained, read_safetensors
 from model import FAST
 from tests.small import same_state
 
 transformers = pytest.importorskip("transformers")
-
-V = 60
-FACTS = dict(vocab_size=V, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
-             num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
-             bos_token_id=0, eos_token_id=0, pad_token_id=0)
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-KINDS = {"gpt2": ("GPT2", dict(vocab_size=V, n_positions=64, n_embd=48, n_layer=3, n_head=6,
-                               bos_token_id=0, eos_token_id=0)),
-         "llama": ("Llama", FACTS | dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
-         "llama untied": ("Llama", FACTS | dict(rope_theta=10000.0, tie_word_embeddings=False)),
-         "qwen2": ("Qwen2", FACTS | dict(rope_theta=1e6, tie_word_embeddings=True)),
-         "qwen3": ("Qwen3", FACTS | dict(rope_theta=1e6, head_dim=16, rms_norm_eps=1e-6,
-                                         tie_word_embeddings=True)),
-         "qwen3 untied": ("Qwen3", FACTS | dict(head_dim=6, num_key_value_heads=6))}
-
-
-def theirs_of(kind, folder):
-    """A random tiny model, written to a folder by transformers, in several shards."""
-    name, options = KINDS[kind]
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(
-        getattr(transformers, f"{name}Config")(**options)).eval()
-    for key, p in model.named_parameters():          # their biases start at 0, their gains at 1
-        gain = 1.0 if p.ndim == 1 and "bias" not in key else 0.0
-        p.data = gain + 0.15 * torch.randn_like(p)
-    model.save_pretrained(folder, max_shard_size="40KB" if kind != "llama" else "1GB")
-    return model
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -55,15 +27,6 @@ def written(tmp_path_factory):
             made[kind] = theirs_of(kind, folder), folder
         return made[kind]
     return get
-
-
-def largest(a, b):
-    return float((a.double() - b.double()).abs().max())
-
-
-def cached(model, ids, cuts=(20, 1, 9, 10)):
-    cache = new_cache(model, len(ids), ids.shape[1])
-    return torch.cat([model(part, cache=cache) for part in ids.split(cuts, 1)], 1)
 
 
 @torch.no_grad()
