@@ -24,7 +24,8 @@ from data.flags import SWITCH, TEXT                                  # noqa: E40
 PAGE = os.path.join(ROOT, "bench", "README.md")
 FILES = ("week.json", "crowd.json", "newcomer.json", "topics.json", "counting.json", "trial.json",
          "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
-         "recurrence.json", "absorber.json", "arc1d.json", "speed.json", "plan.json", "faults.json",
+         "recurrence.json", "absorber.json", "families.json", "squad_world.json",
+         "gpt2_night.json", "arc1d.json", "speed.json", "plan.json", "faults.json",
          "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "check": (False, SWITCH, "compare both pages with the result files, change nothing"),
@@ -339,6 +340,44 @@ keeps, its FLOPs, caches and weights are held to small measured steps in tests/t
 """
 
 
+EQUAL = """
+Tiny random models written by `transformers`, read by `data/weights.py`: the largest difference of a
+logit in float32; in bfloat16, where both round at every step, the root mean square distance to the
+same weights in float64, ours and theirs; and whether unlocking an expert moves one bit.
+"""
+SQUAD = """
+`bench/squad.py` is ready for SQuAD and released weights; here it reads eight passages of our own
+world (one seed, base of `week.json`): exact match without the passage, each slept on alone and all
+in one self, four a night. `context` has the passage before its eyes. It shows that the bench works,
+and nothing about SQuAD.
+"""
+PLAIN = """
+`--arch`: the parts of GPT-2 (LayerNorm, learned positions), Llama and Qwen 3, pretrained here from
+scratch with a scaffold (`data/scaffold.py`), then seven default days. Mean, lowest and highest seed.
+"""
+
+
+def real(files):
+    equal, squad, night = (files[f"{name}.json"] for name in ("families", "squad_world",
+                                                              "gpt2_night"))
+    took = ", ".join(f"{what} {s:.0f} s" for what, s in night["seconds"].items())
+    return ["## Real weights", EQUAL, *headed("families.json", equal, tables.families(equal), [1]),
+            SQUAD, *headed("squad_world.json", squad, tables.squad_world(squad), [6]),
+            f"**A night of {night['parameters'] / 1e6:.0f}M random weights on one CPU thread** "
+            f"(`gpt2_night.json`, `{night['command']}`, commit `{night['commit']}`): "
+            f"{night['passages']} passages, {night['quizzes']} quizzes, {night['steps']} steps, "
+            f"{night['gigabytes']:.0f} GB; {took}. It cannot ask: the questions of the exam stand "
+            "in for its own."]
+
+
+def plain(files):
+    arches = {name: stats.read(f"arch-{name}.json") for name in ("gpt2", "llama", "qwen3")}
+    arches = {name: file for name, file in arches.items() if file}
+    commands = [f"[`arch-{name}.json`](results/arch-{name}.json), `{file['command']}`, commit "
+                f"`{file['commit']}`" for name, file in arches.items()]
+    return ["## Plain transformers", PLAIN, "; ".join(commands), tables.arches(arches)]
+
+
 def planned(files):
     file = files["plan.json"]
     night = file["a night, measured"]
@@ -409,7 +448,8 @@ def page(files):
              *topics_now(files), *topics(files),
              *trial(files), *ingredients(files),
              *neighbours.recurrence(files), *neighbours.absorber(files),
-             *arc(files), *fast(files), *planned(files), *durable(files), *labs(files)]
+             *arc(files), *fast(files), *real(files), *plain(files), *planned(files),
+             *durable(files), *labs(files)]
     return "\n\n".join(map(as_text, parts)) + "\n"
 
 

@@ -419,6 +419,37 @@ def plan(file):
     return table(["model, card", "what", "minutes", "GB", "fits", "most of it, GB"], rows)
 
 
+def families(file):
+    """families.json: a row a family."""
+    columns = ["largest logit", "float32", "float32, cached", "bfloat16, ours",
+               "bfloat16, ours, cached", "bfloat16, transformers"]
+    return table(["family", *columns, "after unlock"],
+                 [[kind, *(f"{row[c]:.2g}" for c in columns),
+                   "same bits" if row["unlock, same bits"] else "other bits"]
+                  for kind, row in file["rows"].items()])
+
+
+def squad_world(file):
+    """squad_world.json: a row a method, a column each way of reading the passages."""
+    ways = list(file["runs"])
+    methods = list(dict.fromkeys(m for way in ways for m in file["runs"][way]))
+
+    def share(units):
+        asked = [row["em"] for unit in units for row in unit["asked"]]
+        return f"{sum(asked) / len(asked):.2f} of {len(asked)}"
+    return table(["", *(f"n = {way}" for way in ways)],
+                 [[m, *(share(file["runs"][way][m]) for way in ways)] for m in methods])
+
+
+def arches(files):
+    """arch-*.json: a row an architecture, of its default lives."""
+    keys = {"old_before": "old, before", "reading_before": "reading, before", "recall": "morning",
+            "ACC": "ACC", "BWT": "BWT", "old_after": "old, after", "reading_after": "reading, after"}
+    rows = [[name, str(len(file["runs"])), *(span(file["runs"], key) for key in keys)]
+            for name, file in files.items()]
+    return table(["architecture", "seeds", *keys.values()], rows)
+
+
 def faults(file):
     kinds = {}
     for r in file["rows"]:                                           # all kills are one row
