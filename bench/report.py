@@ -375,7 +375,8 @@ def plain(files):
     arches = {name: file for name, file in arches.items() if file}
     commands = [f"[`arch-{name}.json`](results/arch-{name}.json), `{file['command']}`, commit "
                 f"`{file['commit']}`" for name, file in arches.items()]
-    return ["## Plain transformers", PLAIN, "; ".join(commands), tables.arches(arches)]
+    table = ["## Plain transformers", PLAIN, "; ".join(commands), tables.arches(arches)]
+    return table if arches else []
 
 
 def planned(files):
