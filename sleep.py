@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, notes, plan, store, team,
+from data import (chat, classes, diary, exam, flags, gate, languages, notes, plan, store, team,
                   text, textfiles, weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
@@ -67,7 +67,7 @@ def main(argv):
     report(summaries, a)
 
 
-DATA = {"world": world.load, "text": textfiles.load,
+DATA = {"world": world.load, "text": textfiles.load, "languages": languages.load,
         **dict.fromkeys(classes.TABLES, classes.load)}
 
 

@@ -50,7 +50,7 @@ def screen(teacher, dreamt, marks):
     z = pack([t for t in dreamt if len(t[1]) + len(t[2]) <= size], teacher.model.device)
     gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
     wording = F.pad((gain < 0.3) & question_mask(z), (1, 0))        # <ask> itself is never misheard
-    begin, end = specific(gain)
+    begin, end = specific(gain, teacher.model.config.listens)
     notes.dropped("the day does not make it likelier", z, gain.sum(1) > MIN_GAIN)
     z = take(z._replace(begin=begin, end=end, wording=wording), gain.sum(1) > MIN_GAIN)
     if not len(z.ids):
@@ -170,7 +170,9 @@ def gather(teacher, z, marks):
 
 def ask_everything(teacher, dreamt, marks):
     """Quizzes about things, their passages -> many more, with answers: whatever can be asked of
-    each thing, and of what was answered."""
+    each thing, and of what was answered. Of a skill (Config.listens "first") what was asked."""
+    if teacher.model.config.listens == "first":
+        return as_written(teacher, dreamt, marks)
     unknown = tuple(teacher.model.unknown.tolist())
     z = answered(teacher, sensible(teacher, cross(dreamt, marks)), marks)
     direct = {(before, after): None for before, _, after in split(z)}   # asked of things
@@ -184,6 +186,14 @@ def ask_everything(teacher, dreamt, marks):
         z = join(take(z, chosen(q not in asked for _, q, _ in unpack(z))), more)
     z = take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
     return take(z, agreed(z, unknown))
+
+
+def as_written(teacher, dreamt, marks):
+    """Exercises in a skill, answered with the day in the context. A sentence to translate is no
+    wording: nothing of it may be misheard, and what is asked of one thing says nothing of others."""
+    z = dreamt._replace(wording=torch.zeros_like(dreamt.wording))
+    z = answered(teacher, z, marks)
+    return take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
 
 
 def chosen(these):
