@@ -1,0 +1,150 @@
+"""Invented languages: rules by hand, documents, exams, and what the night does with a skill."""
+import random
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data import asking, exam, gate, languages
+from data.languages import Clause, Language
+from data.quizzes import pack, split, unpack
+from dream import Teacher
+from sleep import DATA
+from tests.small import MARKS, little
+
+WORDS = {"dog": "bal", "house": "nor", "cat": "mek", "sees": "kip", "old": "zim", "red": "tok",
+         "and": "lu"}
+SOV = Language("Zorbic", WORDS, "SOV", True)
+VOS = Language("Tarben", WORDS, "VOS", False)
+SENTENCE = [Clause(["old", "dog"], "sees", ["house"]), Clause(["cat"], "sees", ["red", "dog"])]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return languages.load(SimpleNamespace(seed=1, world_seed=3, days=3))
+
+
+def test_a_sentence_is_translated_word_for_word_in_the_order_of_the_language():
+    assert languages.in_english(SENTENCE) == \
+        " the old dog sees the house and the cat sees the red dog"
+    assert languages.in_order(SOV, SENTENCE[:1]) == ["dog", "old", "house", "sees"]
+    assert languages.in_order(VOS, SENTENCE[:1]) == ["sees", "house", "old", "dog"]
+    into, out_of = languages.exercises(SOV, SENTENCE)
+    assert into == (" Into Zorbic: the old dog sees the house and the cat sees the red dog",
+                    " bal zim nor kip lu mek bal tok kip")
+    assert out_of == (" From Zorbic: bal zim nor kip lu mek bal tok kip",
+                      " the old dog sees the house and the cat sees the red dog")
+    assert languages.exercises(VOS, SENTENCE)[0][1] == " kip nor zim bal lu kip tok bal mek"
+    assert languages.word_exercises(SOV, "dog") == [(" Into Zorbic: dog", " bal"),
+                                                    (" From Zorbic: bal", " dog")]
+
+
+def test_a_lesson_tells_every_word_and_shows_the_order():
+    text = languages.lesson(SOV, random.Random(0))
+    words, *shown = text.split(";")
+    assert words.startswith(" Zorbic: ")
+    assert sorted(words.removeprefix(" Zorbic:").split(",")) == sorted(
+        f" {e} {f}" for e, f in WORDS.items())
+    assert len(shown) == languages.EXAMPLES
+    for example in shown:
+        english, gloss = example.split(": ")
+        s, v, o = (part.split() for part in (english.replace(" sees", ";sees;").split(";")))
+        assert gloss.split() == s[:0:-1] + o[:0:-1] + [v[0]]        # all but "the", turned round
+    assert not set(text) & set(".?!\n"), "the lesson is one sentence: it is read as a whole"
+
+
+def test_languages_differ_and_orders_are_all_met():
+    rng = random.Random(0)
+    many = [languages.new_language(rng, "Zorbic") for _ in range(300)]
+    assert {(x.order, x.behind) for x in many} == {(o, b) for o in languages.ORDERS
+                                                   for b in (False, True)}
+    for x in many:
+        assert len(set(x.words.values())) == len(x.words) == sum(languages.SIZES) + 1
+    assert len({x.words.get("dog") for x in many}) > 50
+
+
+def test_every_word_is_one_token_and_every_document_well_formed(data):
+    enc, rng = data.enc, random.Random(1)
+    for w in languages.NOUNS + languages.FOREIGN + languages.HEAD + ["Into", "the", "and"]:
+        assert len(enc.encode_ordinary(" " + w)) == 1, w
+    assert len(enc.encode_ordinary(" Bolban")) == 2
+    for share in (0.0, 0.3, 0.99) * 30:
+        ids, weights = data.document(rng, share)
+        assert len(ids) == len(weights) <= data.block_size and ids[0] == data.marks.bos
+        ask, answer, end = (ids.count(m) for m in data.marks[1:])
+        assert ask == answer == end >= 1 and ids[-1] == data.marks.end
+        assert weights[-1] == 1.0 and weights[0] == 0.0
+
+
+def test_documents_tell_the_truth(data):
+    """What a document answers follows from its own lesson, by the rules alone."""
+    rng, met = random.Random(2), 0
+    while met < 20:
+        text = data.enc.decode(data.document(rng, 0.9)[0])
+        lesson, *asked = text.removeprefix("<|bos|>").split("<|ask|>")
+        if lesson:
+            met += 1
+            name, _, rest = lesson.partition(":")
+            words = dict(pair.split() for pair in rest.split(";")[0].split(","))
+            back = {f: e for e, f in words.items()}
+            for pair in asked:
+                q, a = pair.removesuffix("<|end|>").split("<|answer|>")
+                assert f"o{name}:" in q or f"m{name}:" in q
+                said = [w for w in (q.partition(":")[2] if " From" in q else a).split()]
+                other = [w for w in (a if " From" in q else q.partition(":")[2]).split()]
+                assert sorted(back[w] for w in said) == sorted(w for w in other if w != "the")
+
+
+def test_no_exam_sentence_stands_in_a_lesson_and_no_name_is_met_twice(data):
+    names = set()
+    for j, day in enumerate(data.days):
+        text, = day.passages
+        items = data.exams(j, j)
+        names.add(text.partition(":")[0])
+        whole = [x for x in items if x.kind in ("into", "into_two_clauses")]
+        assert len(whole) == 2 * languages.EXAM == len({x.question for x in whole})
+        for x in whole:
+            assert x.question.partition(":")[2] + ":" not in text
+        assert data.exams(j, j) == data.exams(j, 2)
+        assert all(x.context == (text if x.kind == "in_context" else "") for x in items)
+    assert len(names) == 3
+    rng = random.Random(4)
+    met = {data.enc.decode(data.document(rng, 0.9)[0]).partition(":")[0] for _ in range(300)}
+    assert not {f"<|bos|>{name}" for name in names} & met
+    assert {"word", "in_context"} <= exam.APART
+
+
+def test_one_world_whatever_the_days():
+    load = partial(languages.load)
+    short, long = (load(SimpleNamespace(seed=1, world_seed=5, days=n)) for n in (1, 4))
+    assert short.days == long.days[:1] and short.always == long.always
+    assert short.exams(0, 0) == long.exams(0, 0)
+    with pytest.raises(ValueError, match="languages for 28 days"):
+        load(SimpleNamespace(seed=1, world_seed=5, days=29))
+    assert DATA["languages"] is languages.load and short.listen == "first"
+
+
+# --------------------------------------------------------------------------------------------------
+# The night
+
+def test_of_a_skill_the_thing_is_the_first_that_is_specific():
+    gain = torch.tensor([[0.1, 4.0, 3.0, 0.0, 2.0, 2.5, 0.0]])      # Into Zor bic : dog house
+    assert [int(x) for x in gate.specific(gain, "first")] == [3, 4]
+    assert [int(x) for x in gate.specific(gain)] == [3, 7]          # as of a name: all of it
+
+
+def test_exercises_are_answered_as_they_were_written_and_not_misheard(monkeypatch):
+    model = little(listens="first")
+    pairs = [(0, (1, 7, 8, 9, 2), (5, 3)), (0, (1, 7, 8, 10, 2), (6, 3)),
+             (0, (1, 7, 8, 11, 2), (6, 3))]
+    said = {9: [5, 6, 3], 10: [6, 3], 11: [6, 6]}                   # the last one does not end
+    z = pack(pairs, "cpu")
+    z = z._replace(begin=torch.full((3,), 3), end=torch.full((3,), 3), thing=torch.zeros(3).long(),
+                   wording=torch.ones_like(z.ids, dtype=torch.bool))
+    teacher = Teacher(model, [[0, 7]] * 2, None, None, {}, [{0}], [[0]], [])
+    monkeypatch.setattr(asking, "greedy", lambda model, prompts, *a, **k:
+                        [said[p[3]] for p in prompts])
+    found = asking.ask_everything(teacher, z, MARKS)
+    assert [y for _, _, y in unpack(found)] == [(5, 6, 3), (6, 3)]
+    assert not found.wording.any() and [name for _, name, _ in split(found)] == [(8,), (8,)]
