@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench import skills
 from data import asking, exam, gate, languages
 from data.languages import Clause, Language
 from data.quizzes import pack, split, unpack
@@ -148,3 +149,40 @@ def test_exercises_are_answered_as_they_were_written_and_not_misheard(monkeypatc
     found = asking.ask_everything(teacher, z, MARKS)
     assert [y for _, _, y in unpack(found)] == [(5, 6, 3), (6, 3)]
     assert not found.wording.any() and [name for _, name, _ in split(found)] == [(8,), (8,)]
+
+
+# --------------------------------------------------------------------------------------------------
+# The bench
+
+def test_chrf_by_hand():
+    assert skills.chrf("the dog", "the dog") == 1.0 and skills.chrf("xyz", "abc") == 0.0
+    # n = 1: 2 of 3; n = 2: 1 of 2; n = 3: 0 of 1; nothing is longer. Precision = recall = F
+    assert skills.chrf("abc", "abd") == pytest.approx((2 / 3 + 1 / 2) / 3)
+    # "ab" for "abc": P = (1 + 1 + 0) / 3, R = (2/3 + 1/2 + 0) / 3, F = 5 P R / (4 P + R)
+    P, R = 2 / 3, 7 / 18
+    assert skills.chrf("ab", "abc") == pytest.approx(5 * P * R / (4 * P + R))
+    assert skills.chrf("a b c", "abc") == 1.0 and skills.chrf("", "abc") == 0.0
+
+
+def test_each_life_of_the_search_is_compared_with_its_regime_and_seeds_are_kept_apart(capsys):
+    found = skills.searched()
+    assert set(map(skills.against, found)) == {None, *skills.REGIMES}
+    assert len(found) == len(skills.REGIMES) * (1 + len(skills.PARTS))
+    assert [skills.against(n) for n in ("sleep", "none", "no dreaming")] == [None, None, "sleep"]
+    for words in ("--seeds=31", "--only=slep", "--nights=0"):
+        with pytest.raises(SystemExit):
+            skills.parse([words])
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert skills.parse(["--only=no dreaming"]).names == ["sleep", "no dreaming"]
+    assert skills.parse(["--search"]).seeds == [31, 32]
+
+
+def test_a_table_pairs_by_seed():
+    def run(life, seed, acc):
+        final = {way: {"exact": acc, "chrf": 0.5} for way in skills.WAYS}
+        return {"life": life, "seed": seed, "ACC": acc, "in_context": [0.8], "final": final,
+                "old_after": 1.0}
+    runs = [run("sleep", s, 0.8) for s in (1, 2)] + [run("no dreaming", s, 0.6) for s in (1, 2)]
+    lines = skills.shown({"runs": runs}, list(skills.LIVES))
+    assert lines[1].split()[:3] == ["sleep", "0.800", "±"] and "1.00" in lines[1]
+    assert lines[-1].startswith("no dreaming minus sleep: -0.200 ± 0.000, p after Holm 0.000")
