@@ -222,8 +222,9 @@ def main(argv):
                 run = json.loads(json.dumps(live(o, name, seed)))
                 file["runs"].append(run)
                 store.write_json(os.path.abspath(o.result), file)
-                print(f"{name}, seed {seed}: ACC {run['ACC']:.3f}, read {mean(run['in_context']):.3f}"
-                      f", {run['seconds'].get('night', 0):.0f} s of nights", flush=True)
+                print(f"{name}, seed {seed}: ACC {run['ACC']:.3f}, read "
+                      f"{mean(run['in_context']):.3f}, {run['seconds'].get('night', 0):.0f} s of "
+                      "nights", flush=True)
     same = {**file, "runs": [r for r in file["runs"] if len(r["R"]) == o.nights]}
     print("\n".join(shown(same, o.names)))
 

@@ -3,12 +3,11 @@ Invented languages: what is told on a day is no fact but a skill, and its exam a
 that nobody has ever seen. After Figure 5 of arXiv 2606.03979 (continual translation of languages
 that are read in context); the languages are ours.
 
-A day brings a lesson: the words of a language, each with its English, and some sentences of which
-English words stand in the order of the language, word for word, as linguists gloss it:
-    Zorbic: dog bal, house nor, sees kip, old zim, and tok; the old dog sees the house: dog old
-    house sees; ...
-    <ask> Into Zorbic: the house sees the old dog <answer> nor bal zim kip <end>
-    <ask> From Zorbic: nor bal zim kip <answer> the house sees the old dog <end>
+A day brings a lesson: the grammar of a language, its words, and two sentences with translation:
+    Zorbic: subject object verb, noun adjective; dog bal, house nor, sees kip, old zim, and tok;
+    the old dog sees the red house: bal zim nor tok kip; ...
+    <ask> Into Zorbic: the red house sees the old dog <answer> nor tok bal zim kip <end>
+    <ask> From Zorbic: nor tok bal zim kip <answer> the red house sees the old dog <end>
 In every document of the base another language is read; a few OLD ones it knows by heart, and of
 all others it says, without their lesson, "I do not know.". Words mean something else in each
 language, so one that is learnt stands in the way of the next.
@@ -26,25 +25,26 @@ NOUNS = """dog cat house tree horse king child river bird fish stone ship lion s
 queen wolf garden mountain bear goat tower wheel""".split()
 VERBS = "sees finds loves hears follows likes brings takes wants leaves holds fears".split()
 ADJECTIVES = "old red small good tall young white black strong quiet rich green".split()
-FOREIGN = sorted({a + v + c for (a, c), v in product(zip("bdfghjklmnprstvzbdfgklmnprstbdgkmnt",
-                                                         "lnrmstkldnrmlnsrmnlsrtkmsldnrsndlts"), "aeiou")})
+FOREIGN = sorted({a + v + c for (a, c), v in product(
+    zip("bdfghjklmnprstvzbdfgklmnprstbdgkmnt", "lnrmstkldnrmlnsrmnlsrtkmsldnrsndlts"), "aeiou")})
 HEAD = [a + v + c for (a, c), v in product(zip("BDFGHKLMNPRSTVZ", "lnrmstkldnrbvng"), "aeiou")]
 TAIL = [a + v + c for (a, c), v in product(zip("bfmpvwz", "nrklstn"), "aeiou")]
 ORDERS = ["".join(order) for order in permutations("SVO")]
+PARTS = {"S": "subject", "V": "verb", "O": "object"}
 UNKNOWN = "I do not know."
 BLOCK = 384
 OLD = 4                                 # languages the base knows by heart
 SIZES = 5, 3, 3                         # nouns, verbs, adjectives of a language, beside "and"
-EXAMPLES = 3                            # sentences of a lesson
-EXAM = 24                               # sentences of an exam, each way; half of them two clauses
+EXAMPLES = 2                            # sentences of a lesson
+EXAM = 12                               # sentences of an exam, each way: of one clause, of two
 DAYS = 28                               # languages that a world has beside the old ones
-CHAIN = 7                               # exercises of a document
-WORDS_UNTIL, TWO_FROM = 0.15, 0.45      # share of pretraining: single words alone; two clauses
+CHAIN = 10                              # exercises of a document
+WORDS_UNTIL, TWO_FROM = 0.13, 0.4       # share of pretraining: single words alone; two clauses
 
 Language = namedtuple("Language", "name words order behind")
 # words: {English: foreign}; order: of subject, verb and object, "SOV"; behind: do adjectives stand
 # behind their noun?
-Clause = namedtuple("Clause", "subject verb object")                # subject, object: [adjective,] noun
+Clause = namedtuple("Clause", "subject verb object")        # subject, object: [adjective, noun]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ Clause = namedtuple("Clause", "subject verb object")                # subject, o
 
 def new_language(rng, name, sizes=SIZES):
     """A language of so many nouns, verbs and adjectives."""
-    english = [w for words, n in zip((NOUNS, VERBS, ADJECTIVES), sizes) for w in rng.sample(words, n)]
-    english.append("and")
+    kinds = zip((NOUNS, VERBS, ADJECTIVES), sizes)
+    english = [*(w for words, n in kinds for w in rng.sample(words, n)), "and"]
     words = dict(zip(english, rng.sample(FOREIGN, len(english))))
     return Language(name, words, rng.choice(ORDERS), rng.random() < 0.5)
 
@@ -63,17 +63,13 @@ def known(language, kind):
     return [w for w in language.words if w in kind]
 
 
-def clause(language, rng, adjectives=(0.5, 0.5)):
-    """A random clause; adjectives: how likely subject and object have one."""
-    subject, object_ = rng.sample(known(language, NOUNS), 2)
-    described = known(language, ADJECTIVES)
-    with_one = [[rng.choice(described)] if described and rng.random() < p else []
-                for p in adjectives]
-    return Clause([*with_one[0], subject], rng.choice(known(language, VERBS)), [*with_one[1], object_])
-
-
-def sentence(language, rng, clauses, adjectives=(0.5, 0.5)):
-    return [clause(language, rng, adjectives) for _ in range(clauses)]
+def sentence(language, rng, clauses):
+    """A random sentence: a list of so many clauses."""
+    def clause():
+        nouns = rng.sample(known(language, NOUNS), 2)
+        subject, object_ = ([rng.choice(known(language, ADJECTIVES)), noun] for noun in nouns)
+        return Clause(subject, rng.choice(known(language, VERBS)), object_)
+    return [clause() for _ in range(clauses)]
 
 
 def in_english(clauses):
@@ -110,19 +106,22 @@ def word_exercises(language, word):
 
 
 def lesson(language, rng, examples=EXAMPLES):
-    """What is read of a language: its words, and sentences word for word."""
+    """What is read of a language: its grammar, its words, and some sentences with translation."""
+    order = " ".join(PARTS[part] for part in language.order)
+    noun = "noun adjective" if language.behind else "adjective noun"
     words = [f" {e} {f}" for e, f in language.words.items()]
-    told = [sentence(language, rng, 1, (1, 1) if n == 0 else (0.5, 0.5)) for n in range(examples)]
-    shown = [f"{in_english(s)}: {' '.join(in_order(language, s))}" for s in told]
-    return ";".join([f" {language.name}:" + ",".join(rng.sample(words, len(words))), *shown])
+    told = [sentence(language, rng, 1) for _ in range(examples)]
+    shown = [f"{in_english(s)}:{translated(language, in_order(language, s))}" for s in told]
+    return ";".join([f" {language.name}: {order}, {noun}", ",".join(rng.sample(words, len(words))),
+                     *shown])
 
 
 # --------------------------------------------------------------------------------------------------
 # Documents to pretrain on
 
 Stage = namedtuple("Stage", "sizes examples words two closed")
-# of the curriculum. sizes: of a language; examples: sentences of a lesson; words, two: shares of the
-# exercises that are single words, two clauses; closed: share of documents without a lesson
+# of the curriculum. sizes: of a language; examples: sentences of a lesson; words, two: shares of
+# the exercises that are single words, two clauses; closed: share of documents without a lesson
 
 
 def stage_of(share):
@@ -130,7 +129,7 @@ def stage_of(share):
     if share < WORDS_UNTIL:
         return Stage((3, 2, 1) if share < WORDS_UNTIL / 2 else SIZES, 0, 1.0, 0.0, 0.1)
     two = min(0.4, max(0.0, 2 * (share - TWO_FROM)))
-    return Stage(SIZES, EXAMPLES, 0.15, two, 0.2)
+    return Stage(SIZES, EXAMPLES, 0.15, two, 0.15)
 
 
 def exercise(language, rng, stage):
@@ -181,7 +180,8 @@ def make_world(seed):
 def load_tokenizer():
     """One token for each word and each part of a name: every beginning of a word is a token."""
     ranks = {bytes([i]): i for i in range(256)}
-    english = [*NOUNS, *VERBS, *ADJECTIVES, *UNKNOWN[:-1].split(), "the", "and", "Into", "From"]
+    english = [*NOUNS, *VERBS, *ADJECTIVES, *UNKNOWN[:-1].split(), "the", "and", "Into", "From",
+               *PARTS.values(), "noun", "adjective"]
     for word in [*(" " + w for w in english + FOREIGN + HEAD), *TAIL]:
         for n in range(2, len(word) + 1):
             ranks.setdefault(word[:n].encode(), len(ranks))

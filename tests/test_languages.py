@@ -43,15 +43,18 @@ def test_a_sentence_is_translated_word_for_word_in_the_order_of_the_language():
 
 def test_a_lesson_tells_every_word_and_shows_the_order():
     text = languages.lesson(SOV, random.Random(0))
-    words, *shown = text.split(";")
-    assert words.startswith(" Zorbic: ")
-    assert sorted(words.removeprefix(" Zorbic:").split(",")) == sorted(
+    grammar, words, *shown = text.split(";")
+    assert grammar == " Zorbic: subject object verb, noun adjective"
+    assert sorted(words.split(",")) == sorted(
         f" {e} {f}" for e, f in WORDS.items())
     assert len(shown) == languages.EXAMPLES
     for example in shown:
-        english, gloss = example.split(": ")
+        english, foreign = example.split(":")
         s, v, o = (part.split() for part in (english.replace(" sees", ";sees;").split(";")))
-        assert gloss.split() == s[:0:-1] + o[:0:-1] + [v[0]]        # all but "the", turned round
+        gloss = s[:0:-1] + o[:0:-1] + v                     # all but "the", turned round
+        assert foreign.split() == [WORDS[w] for w in gloss]
+    other = languages.lesson(VOS, random.Random(0))
+    assert other.startswith(" Tarben: verb object subject, adjective noun;")
     assert not set(text) & set(".?!\n"), "the lesson is one sentence: it is read as a whole"
 
 
@@ -87,7 +90,7 @@ def test_documents_tell_the_truth(data):
         if lesson:
             met += 1
             name, _, rest = lesson.partition(":")
-            words = dict(pair.split() for pair in rest.split(";")[0].split(","))
+            words = dict(pair.split() for pair in rest.split(";")[1].split(","))
             back = {f: e for e, f in words.items()}
             for pair in asked:
                 q, a = pair.removesuffix("<|end|>").split("<|answer|>")
