@@ -46,7 +46,7 @@ REGIMES = {  # --search: in each of them the ingredients are taken away, one at 
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
 SEARCHED = {31, 32}                     # seeds of --search; no table shows them beside others
-WAYS = {"into": ("into", "into_two_clauses"), "from": ("from", "from_two_clauses")}
+WAYS = "into", "from"                   # kinds of the exam: into the language, out of it
 FLAGS = {
     "seeds": ("1,2,3,4,5", TEXT, "seeds of weights, languages and sampling, with commas"),
     "nights": (4, (1, 28), "languages of a life, a night each"),
@@ -129,7 +129,7 @@ def folder(o, name, seed):
 
 def words_of(o, name, seed):
     """(flags of sleep.py, constants as module.NAME=number) of one life."""
-    words = [f"--data=languages", f"--seed={seed}", f"--world_seed={seed}", f"--days={o.nights}",
+    words = ["--data=languages", f"--seed={seed}", f"--world_seed={seed}", f"--days={o.nights}",
              "--threads=1", "--contrast=0", *o.base.split(), *(SMALL if o.quick else [])]
     more = o.lives[name]
     return words + [w for w in more if w[0] == "-"], [w for w in more if w[0] != "-"]
@@ -149,14 +149,18 @@ def base_of(o, seed):
 
 
 def final_exam(model, data, nights):
-    """Of the last self: {way: {"exact", "chrf"}} over the sentences of all days, lesson gone."""
+    """Of the last self: {way: {"exact", "chrf"}} over the sentences of all days, lesson gone.
+
+    exact: the whole answer; chrf: of what stands behind the words said aloud, the translation.
+    """
     found = {}
-    for way, kinds in WAYS.items():
-        items = [x for j in range(nights) for x in data.exams(j, nights - 1) if x.kind in kinds]
+    for way in WAYS:
+        items = [x for j in range(nights) for x in data.exams(j, nights - 1) if x.kind == way]
         said = [text for text, _ in exam.answers(model, data, items)]
         right = [x.answer.strip() for x in items]
         found[way] = {"exact": mean(s == r for s, r in zip(said, right)),
-                      "chrf": mean(map(chrf, said, right)), "n": len(items)}
+                      "chrf": mean(chrf(s.rpartition(":")[2], r.rpartition(":")[2])
+                                   for s, r in zip(said, right)), "n": len(items)}
     return found
 
 

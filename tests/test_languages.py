@@ -8,17 +8,16 @@ import torch
 
 from bench import skills
 from data import asking, exam, gate, languages
-from data.languages import Clause, Language
+from data.languages import Language, Sentence
 from data.quizzes import pack, split, unpack
 from dream import Teacher
 from sleep import DATA
 from tests.small import MARKS, little
 
-WORDS = {"dog": "bal", "house": "nor", "cat": "mek", "sees": "kip", "old": "zim", "red": "tok",
-         "and": "lu"}
+WORDS = {"dog": "bal", "house": "nor", "sees": "kip", "old": "zim", "red": "tok"}
 SOV = Language("Zorbic", WORDS, "SOV", True)
 VOS = Language("Tarben", WORDS, "VOS", False)
-SENTENCE = [Clause(["old", "dog"], "sees", ["house"]), Clause(["cat"], "sees", ["red", "dog"])]
+SENTENCE = Sentence(["old", "dog"], "sees", ["red", "house"])
 
 
 @pytest.fixture(scope="module")
@@ -27,34 +26,33 @@ def data():
 
 
 def test_a_sentence_is_translated_word_for_word_in_the_order_of_the_language():
-    assert languages.in_english(SENTENCE) == \
-        " the old dog sees the house and the cat sees the red dog"
-    assert languages.in_order(SOV, SENTENCE[:1]) == ["dog", "old", "house", "sees"]
-    assert languages.in_order(VOS, SENTENCE[:1]) == ["sees", "house", "old", "dog"]
+    assert languages.in_english(SENTENCE) == " the old dog sees the red house"
+    assert languages.gloss(SOV, SENTENCE) == ["dog", "old", "house", "red", "sees"]
+    assert languages.gloss(VOS, SENTENCE) == ["sees", "red", "house", "old", "dog"]
     into, out_of = languages.exercises(SOV, SENTENCE)
-    assert into == (" Into Zorbic: the old dog sees the house and the cat sees the red dog",
-                    " bal zim nor kip lu mek bal tok kip")
-    assert out_of == (" From Zorbic: bal zim nor kip lu mek bal tok kip",
-                      " the old dog sees the house and the cat sees the red dog")
-    assert languages.exercises(VOS, SENTENCE)[0][1] == " kip nor zim bal lu kip tok bal mek"
+    assert into == (" Into Zorbic: the old dog sees the red house",
+                    " dog old house red sees: bal zim nor tok kip")
+    assert out_of == (" From Zorbic: bal zim nor tok kip",
+                      " dog old house red sees: the old dog sees the red house")
+    assert languages.exercises(VOS, SENTENCE)[0][1] == \
+        " sees red house old dog: kip tok nor zim bal"
     assert languages.word_exercises(SOV, "dog") == [(" Into Zorbic: dog", " bal"),
                                                     (" From Zorbic: bal", " dog")]
 
 
-def test_a_lesson_tells_every_word_and_shows_the_order():
+def test_a_lesson_tells_the_grammar_every_word_and_a_sentence():
     text = languages.lesson(SOV, random.Random(0))
-    grammar, words, *shown = text.split(";")
+    grammar, words, shown = text.split(";")
     assert grammar == " Zorbic: subject object verb, noun adjective"
-    assert sorted(words.split(",")) == sorted(
-        f" {e} {f}" for e, f in WORDS.items())
-    assert len(shown) == languages.EXAMPLES
-    for example in shown:
-        english, foreign = example.split(":")
-        s, v, o = (part.split() for part in (english.replace(" sees", ";sees;").split(";")))
-        gloss = s[:0:-1] + o[:0:-1] + v                     # all but "the", turned round
-        assert foreign.split() == [WORDS[w] for w in gloss]
-    other = languages.lesson(VOS, random.Random(0))
+    assert sorted(words.split(",")) == sorted(f" {e}= {f}" for e, f in WORDS.items())
+    english, aloud, foreign = shown.split(":")
+    the, adjective, noun, verb, the_, adjective_, noun_ = english.split()
+    assert the == the_ == "the" and noun != noun_
+    assert aloud.split() == [noun, adjective, noun_, adjective_, verb]
+    assert foreign.split() == [WORDS[w] for w in aloud.split()]
+    other = languages.lesson(VOS, random.Random(0), shown=False)
     assert other.startswith(" Tarben: verb object subject, adjective noun;")
+    assert other.count(";") == 1
     assert not set(text) & set(".?!\n"), "the lesson is one sentence: it is read as a whole"
 
 
@@ -64,13 +62,13 @@ def test_languages_differ_and_orders_are_all_met():
     assert {(x.order, x.behind) for x in many} == {(o, b) for o in languages.ORDERS
                                                    for b in (False, True)}
     for x in many:
-        assert len(set(x.words.values())) == len(x.words) == sum(languages.SIZES) + 1
+        assert len(set(x.words.values())) == len(x.words) == sum(languages.SIZES)
     assert len({x.words.get("dog") for x in many}) > 50
 
 
 def test_every_word_is_one_token_and_every_document_well_formed(data):
     enc, rng = data.enc, random.Random(1)
-    for w in languages.NOUNS + languages.FOREIGN + languages.HEAD + ["Into", "the", "and"]:
+    for w in languages.NOUNS + languages.FOREIGN + languages.HEAD + ["Into", "the"]:
         assert len(enc.encode_ordinary(" " + w)) == 1, w
     assert len(enc.encode_ordinary(" Bolban")) == 2
     for share in (0.0, 0.3, 0.99) * 30:
@@ -87,17 +85,22 @@ def test_documents_tell_the_truth(data):
     while met < 20:
         text = data.enc.decode(data.document(rng, 0.9)[0])
         lesson, *asked = text.removeprefix("<|bos|>").split("<|ask|>")
-        if lesson:
-            met += 1
-            name, _, rest = lesson.partition(":")
-            words = dict(pair.split() for pair in rest.split(";")[1].split(","))
-            back = {f: e for e, f in words.items()}
-            for pair in asked:
-                q, a = pair.removesuffix("<|end|>").split("<|answer|>")
-                assert f"o{name}:" in q or f"m{name}:" in q
-                said = [w for w in (q.partition(":")[2] if " From" in q else a).split()]
-                other = [w for w in (a if " From" in q else q.partition(":")[2]).split()]
-                assert sorted(back[w] for w in said) == sorted(w for w in other if w != "the")
+        met += bool(lesson)
+        for pair in asked if lesson else ():
+            grammar, words, _ = lesson.split(";")
+            words = dict(pair.split("= ") for pair in words.removeprefix(" ").split(", "))
+            q, a = (part.split(":") for part in pair.removesuffix("<|end|>").split("<|answer|>"))
+            assert q[0].split()[0] in ("Into", "From") and q[0][5:] == grammar.split(":")[0]
+            if len(a) == 1:
+                assert (q[1][1:], a[0][1:]) in {**words, **{f: e for e, f in words.items()}}.items()
+                continue
+            english, foreign = (q, a) if "Into" in q[0] else (a, q)
+            adjective, noun, verb, _, adjective_, noun_ = english[1].split()[1:]
+            parts = {"subject": [adjective, noun], "verb": [verb], "object": [adjective_, noun_]}
+            order, nouns = grammar.split(":")[1].split(",")
+            turn = -1 if nouns == " noun adjective" else 1
+            assert a[0].split() == [w for part in order.split() for w in parts[part][::turn]]
+            assert [words[w] for w in a[0].split()] == foreign[1].split()
 
 
 def test_no_exam_sentence_stands_in_a_lesson_and_no_name_is_met_twice(data):
@@ -106,10 +109,10 @@ def test_no_exam_sentence_stands_in_a_lesson_and_no_name_is_met_twice(data):
         text, = day.passages
         items = data.exams(j, j)
         names.add(text.partition(":")[0])
-        whole = [x for x in items if x.kind in ("into", "into_two_clauses")]
-        assert len(whole) == 2 * languages.EXAM == len({x.question for x in whole})
+        whole = [x for x in items if x.kind == "into"]
+        assert len(whole) == languages.EXAM == len({x.question for x in whole})
         for x in whole:
-            assert x.question.partition(":")[2] + ":" not in text
+            assert x.question.partition(":")[2] not in text
         assert data.exams(j, j) == data.exams(j, 2)
         assert all(x.context == (text if x.kind == "in_context" else "") for x in items)
     assert len(names) == 3
