@@ -4,13 +4,13 @@ that nobody has ever seen. After Figure 5 of arXiv 2606.03979 (continual transla
 that are read in context); the languages are ours.
 
 A day brings a lesson: the grammar of a language, its words, and a sentence with its translation.
-Who translates thinks aloud, word for word, as linguists gloss a language:
-    Zorbic: subject object verb, noun adjective; dog= bal, house= nor, sees= kip, ...; the old dog
-    sees the red house: dog old house red sees: bal zim nor tok kip
+Who translates thinks aloud, part by part and word by word, as linguists gloss a language:
+    Zorbic: subject object verb, noun adjective; dog= bal, house= nor, sees= kip, ...
     <ask> Into Zorbic: the red house sees the old dog
-        <answer> house red dog old sees: nor tok bal zim kip <end>
+        <answer> subject house nor red tok object dog bal old zim verb sees kip: nor tok bal zim kip
     <ask> From Zorbic: nor tok bal zim kip
-        <answer> house red dog old sees: the red house sees the old dog <end>
+        <answer> subject nor house tok red object bal dog zim old verb kip sees: the red house sees
+        the old dog
 In every document of the base another language is read; a few OLD ones it knows by heart, and of
 all others it says, without their lesson, "I do not know.". Words mean something else in each
 language, so one that is learnt stands in the way of the next.
@@ -40,8 +40,8 @@ OLD = 4                                 # languages the base knows by heart
 SIZES = 6, 3, 4                         # nouns, verbs, adjectives of a language
 EXAM = 24                               # sentences of an exam, each way
 DAYS = 28                               # languages that a world has beside the old ones
-CHAIN = 5                               # exercises of a document
-WORDS_UNTIL = 0.2                       # share of pretraining that is about single words alone
+CHAIN = 4                               # exercises of a document
+WORDS_UNTIL = 0.18                      # share of pretraining that is about single words alone
 
 Language = namedtuple("Language", "name words order behind")
 # words: {English: foreign}; order: of subject, verb and object, "SOV"; behind: do adjectives stand
@@ -79,24 +79,26 @@ def in_english(s):
 
 
 def gloss(language, s):
-    """The English words of a sentence, word for word as the language would say it: [word]."""
+    """The parts of a sentence in the order of the language: [(what it is, [English words])]."""
     subject, object_ = (x[::-1] if language.behind else x for x in (s.subject, s.object))
-    parts = {"S": subject, "V": [s.verb], "O": object_}
-    return [word for part in language.order for word in parts[part]]
+    words = {"S": subject, "V": [s.verb], "O": object_}
+    return [(PARTS[part], words[part]) for part in language.order]
 
 
 def exercises(language, s):
     """(question, answer) of both ways of asking for a sentence: into the language, out of it."""
-    english, words = in_english(s), gloss(language, s)
-    foreign = "".join(f" {language.words[w]}" for w in words)
-    aloud = f" {' '.join(words)}:"
-    return [(f" Into {language.name}:{english}", aloud + foreign),
-            (f" From {language.name}:{foreign}", aloud + english)]
+    english, parts, foreign = in_english(s), gloss(language, s), language.words
+    said = "".join(f" {foreign[w]}" for _, words in parts for w in words)
+    into, out_of = ("".join(f" {part}" + "".join(pair.format(w, foreign[w]) for w in words)
+                            for part, words in parts) for pair in (" {0} {1}", " {1} {0}"))
+    return [(f" Into {language.name}:{english}", f"{into}:{said}"),
+            (f" From {language.name}:{said}", f"{out_of}:{english}")]
 
 
 def word_exercises(language, word):
-    return [(f" Into {language.name}: {word}", f" {language.words[word]}"),
-            (f" From {language.name}: {language.words[word]}", f" {word}")]
+    foreign = language.words[word]
+    return [(f" Into {language.name}: {word}", f" {word} {foreign}"),
+            (f" From {language.name}: {foreign}", f" {foreign} {word}")]
 
 
 def lesson(language, rng, shown=True):
@@ -127,7 +129,7 @@ def document(world, enc, marks, rng, share):
     The curriculum: single words of small languages first, then of larger ones, then sentences.
     """
     early = share < WORDS_UNTIL
-    words = 1.0 if early else 0.15
+    words = 1.0 if early else 0.25
     sizes = (3, 2, 2) if share < WORDS_UNTIL / 2 else SIZES
     if rng.random() < 0.15:
         old = rng.random() < 0.75

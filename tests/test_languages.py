@@ -27,17 +27,21 @@ def data():
 
 def test_a_sentence_is_translated_word_for_word_in_the_order_of_the_language():
     assert languages.in_english(SENTENCE) == " the old dog sees the red house"
-    assert languages.gloss(SOV, SENTENCE) == ["dog", "old", "house", "red", "sees"]
-    assert languages.gloss(VOS, SENTENCE) == ["sees", "red", "house", "old", "dog"]
+    assert languages.gloss(SOV, SENTENCE) == [
+        ("subject", ["dog", "old"]), ("object", ["house", "red"]), ("verb", ["sees"])]
+    assert languages.gloss(VOS, SENTENCE) == [
+        ("verb", ["sees"]), ("object", ["red", "house"]), ("subject", ["old", "dog"])]
     into, out_of = languages.exercises(SOV, SENTENCE)
     assert into == (" Into Zorbic: the old dog sees the red house",
-                    " dog old house red sees: bal zim nor tok kip")
+                    " subject dog bal old zim object house nor red tok verb sees kip"
+                    ": bal zim nor tok kip")
     assert out_of == (" From Zorbic: bal zim nor tok kip",
-                      " dog old house red sees: the old dog sees the red house")
+                      " subject bal dog zim old object nor house tok red verb kip sees"
+                      ": the old dog sees the red house")
     assert languages.exercises(VOS, SENTENCE)[0][1] == \
-        " sees red house old dog: kip tok nor zim bal"
-    assert languages.word_exercises(SOV, "dog") == [(" Into Zorbic: dog", " bal"),
-                                                    (" From Zorbic: bal", " dog")]
+        " verb sees kip object red tok house nor subject old zim dog bal: kip tok nor zim bal"
+    assert languages.word_exercises(SOV, "dog") == [(" Into Zorbic: dog", " dog bal"),
+                                                    (" From Zorbic: bal", " bal dog")]
 
 
 def test_a_lesson_tells_the_grammar_every_word_and_a_sentence():
@@ -48,8 +52,9 @@ def test_a_lesson_tells_the_grammar_every_word_and_a_sentence():
     english, aloud, foreign = shown.split(":")
     the, adjective, noun, verb, the_, adjective_, noun_ = english.split()
     assert the == the_ == "the" and noun != noun_
-    assert aloud.split() == [noun, adjective, noun_, adjective_, verb]
-    assert foreign.split() == [WORDS[w] for w in aloud.split()]
+    said = [noun, adjective, noun_, adjective_, verb]
+    assert foreign.split() == [WORDS[w] for w in said]
+    assert [w for w in aloud.split() if w in WORDS] == said
     other = languages.lesson(VOS, random.Random(0), shown=False)
     assert other.startswith(" Tarben: verb object subject, adjective noun;")
     assert other.count(";") == 1
@@ -89,18 +94,22 @@ def test_documents_tell_the_truth(data):
         for pair in asked if lesson else ():
             grammar, words, _ = lesson.split(";")
             words = dict(pair.split("= ") for pair in words.removeprefix(" ").split(", "))
+            back = {f: e for e, f in words.items()}
             q, a = (part.split(":") for part in pair.removesuffix("<|end|>").split("<|answer|>"))
             assert q[0].split()[0] in ("Into", "From") and q[0][5:] == grammar.split(":")[0]
             if len(a) == 1:
-                assert (q[1][1:], a[0][1:]) in {**words, **{f: e for e, f in words.items()}}.items()
+                word, other = a[0].split()
+                assert q[1] == f" {word}" and other == (words if "In" in q[0] else back)[word]
                 continue
             english, foreign = (q, a) if "Into" in q[0] else (a, q)
             adjective, noun, verb, _, adjective_, noun_ = english[1].split()[1:]
             parts = {"subject": [adjective, noun], "verb": [verb], "object": [adjective_, noun_]}
             order, nouns = grammar.split(":")[1].split(",")
             turn = -1 if nouns == " noun adjective" else 1
-            assert a[0].split() == [w for part in order.split() for w in parts[part][::turn]]
-            assert [words[w] for w in a[0].split()] == foreign[1].split()
+            said = [w for part in order.split() for w in parts[part][::turn]]
+            assert [words[w] for w in said] == foreign[1].split()
+            assert [w for w in a[0].split() if w in words] == said
+            assert [w for w in a[0].split() if w in parts] == order.split()
 
 
 def test_no_exam_sentence_stands_in_a_lesson_and_no_name_is_met_twice(data):
