@@ -5,7 +5,7 @@ that are read in context); the languages are ours.
 
 A day brings a lesson: the grammar of a language, its words, and a sentence with its translation.
 Who translates thinks aloud, part by part and word by word, as linguists gloss a language:
-    Zorbic: subject object verb, noun adjective; dog= bal, house= nor, sees= kip, ...
+    Zorbic: subject object verb, noun adjective; dog= bal= dog, house= nor= house, ...
     <ask> Into Zorbic: the red house sees the old dog
         <answer> subject house nor red tok object dog bal old zim verb sees kip: nor tok bal zim kip
     <ask> From Zorbic: nor tok bal zim kip
@@ -105,7 +105,7 @@ def lesson(language, rng, shown=True):
     """What is read of a language: its grammar, its words, and (shown) a sentence translated."""
     order = " ".join(PARTS[part] for part in language.order)
     noun = "noun adjective" if language.behind else "adjective noun"
-    words = rng.sample([f" {e}= {f}" for e, f in language.words.items()], len(language.words))
+    words = rng.sample([f" {e}= {f}= {e}" for e, f in language.words.items()], len(language.words))
     parts = [f" {language.name}: {order}, {noun}", ",".join(words)]
     if shown:
         s = sentence(language, rng)
