@@ -46,13 +46,14 @@ REGIMES = {  # --search: in each of them the ingredients are taken away, one at 
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
 SEARCHED = {31, 32}                     # seeds of --search; no table shows them beside others
+STEPS = 1600                            # of pretraining
 WAYS = "into", "from"                   # kinds of the exam: into the language, out of it
 FLAGS = {
     "seeds": ("1,2,3,4,5", TEXT, "seeds of weights, languages and sampling, with commas"),
     "nights": (4, (1, 28), "languages of a life, a night each"),
     "only": ("", TEXT, "names of lives, commas between them; nothing: all"),
     "search": (False, SWITCH, "look for a regime in which ingredients matter (seeds 31, 32)"),
-    "base": ("", TEXT, "flags of pretraining, spaces between them (--pretrain_steps=4000)"),
+    "base": ("", TEXT, "further flags of pretraining, spaces between them (--n_layer=6)"),
     "work": ("out-skills", TEXT, "folder of the lives"),
     "result": (os.path.join(stats.RESULTS, "skills.json"), TEXT, "result file"),
     "quick": (False, SWITCH, "one seed, two short nights of a self that has learnt little"),
@@ -130,7 +131,8 @@ def folder(o, name, seed):
 def words_of(o, name, seed):
     """(flags of sleep.py, constants as module.NAME=number) of one life."""
     words = ["--data=languages", f"--seed={seed}", f"--world_seed={seed}", f"--days={o.nights}",
-             "--threads=1", "--contrast=0", *o.base.split(), *(SMALL if o.quick else [])]
+             "--threads=1", "--contrast=0", f"--pretrain_steps={STEPS}", *o.base.split(),
+             *(SMALL if o.quick else [])]
     more = o.lives[name]
     return words + [w for w in more if w[0] == "-"], [w for w in more if w[0] != "-"]
 
