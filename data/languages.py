@@ -41,6 +41,7 @@ SIZES = 6, 3, 4                         # nouns, verbs, adjectives of a language
 EXAM = 24                               # sentences of an exam, each way
 DAYS = 28                               # languages that a world has beside the old ones
 CHAIN = 4                               # exercises of a document
+WEIGHTS = 0.05, 1.0, 1.0                # in the loss: lesson, question, answer; it learns to ask
 WORDS_UNTIL = 0.18                      # share of pretraining that is about single words alone
 
 Language = namedtuple("Language", "name words order behind")
@@ -135,10 +136,11 @@ def document(world, enc, marks, rng, share):
         old = rng.random() < 0.75
         language = rng.choice(world["old"]) if old else new_language(rng, stranger(world, rng))
         chain = [exercise(language, rng, words) for _ in range(CHAIN if old else 1)]
-        return document_ids(enc, marks, "", [(q, a if old else " " + UNKNOWN) for q, a in chain])
+        chain = [(q, a if old else " " + UNKNOWN) for q, a in chain]
+        return document_ids(enc, marks, "", chain, WEIGHTS)
     language = new_language(rng, stranger(world, rng), sizes)
     chain = [exercise(language, rng, words) for _ in range(CHAIN + 5 * early)]
-    return document_ids(enc, marks, lesson(language, rng, not early), chain)
+    return document_ids(enc, marks, lesson(language, rng, not early), chain, WEIGHTS)
 
 
 def stranger(world, rng):
