@@ -189,11 +189,41 @@ def ask_everything(teacher, dreamt, marks):
 
 
 def as_written(teacher, dreamt, marks):
-    """Exercises in a skill, answered with the day in the context. A sentence to translate is no
-    wording: nothing of it may be misheard, and what is asked of one thing says nothing of others."""
-    z = dreamt._replace(wording=torch.zeros_like(dreamt.wording))
-    z = answered(teacher, z, marks)
+    """Exercises in a skill, answered with the day in the context, and what is asked in turn. A
+    sentence to translate is no wording: nothing of it may be misheard."""
+    z = answered(teacher, dreamt, marks)
+    turns = in_turn(z, marks)
+    if turns is not None:
+        z = join(z, answered(teacher, sensible(teacher, turns), marks))
+    z = z._replace(wording=torch.zeros_like(z.wording))
     return take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
+
+
+def in_turn(z, marks):
+    """What was answered can be asked about -> as many quizzes without answers at most, or None.
+
+    Behind each beginning of a question (up to the word behind the name) stands the end of an
+    answer, or one word of it, of a length heard there: so what was translated is translated back
+    (as in back-translation, arXiv 1511.06709), if the self finds that it can be asked.
+    """
+    pairs, places, lengths = unpack(z), {}, {}
+    for (p, _, _), k, (before, name, after) in zip(pairs, z.thing.tolist(), split(z)):
+        begin = before + name + after[:1]
+        places[begin] = p, k, (len(before) + 1, len(before) + len(name))
+        lengths.setdefault(begin, Counter())[len(after) - 2] += 1
+    new, asked = {}, {q for _, q, _ in pairs}
+    for begin, often in lengths.items():
+        for n in (n for n, times in often.items() if n > 0 and times >= FEW):
+            words = [y[:-1] for _, _, y in pairs]
+            ends = [(t,) for y in words for t in y] if n == 1 else [y[-n:] for y in words]
+            new |= {(*begin, *end, marks.answer): places[begin] for end in ends if len(end) == n}
+    new = [q for q in new if q not in asked]
+    if not new:
+        return None
+    new = random.sample(new, min(len(new), len(pairs)))
+    of = [places[next(q[:n] for n in range(len(q)) if q[:n] in places)] for q in new]
+    return between([(p, q) for (p, _, _), q in zip(of, new)], [k for _, k, _ in of],
+                   [place for _, _, place in of], z.ids.device, marks)
 
 
 def chosen(these):

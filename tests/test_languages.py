@@ -152,18 +152,38 @@ def test_of_a_skill_the_thing_is_the_first_that_is_specific():
 
 def test_exercises_are_answered_as_they_were_written_and_not_misheard(monkeypatch):
     model = little(listens="first")
-    pairs = [(0, (1, 7, 8, 9, 2), (5, 3)), (0, (1, 7, 8, 10, 2), (6, 3)),
-             (0, (1, 7, 8, 11, 2), (6, 3))]
+    pairs = [(0, (1, 7, 8, 4, 9, 2), (5, 3)), (0, (1, 7, 8, 4, 10, 2), (6, 3)),
+             (0, (1, 7, 8, 4, 11, 2), (6, 3))]
     said = {9: [5, 6, 3], 10: [6, 3], 11: [6, 6]}                   # the last one does not end
     z = pack(pairs, "cpu")
     z = z._replace(begin=torch.full((3,), 3), end=torch.full((3,), 3), thing=torch.zeros(3).long(),
                    wording=torch.ones_like(z.ids, dtype=torch.bool))
     teacher = Teacher(model, [[0, 7]] * 2, None, None, {}, [{0}], [[0]], [])
     monkeypatch.setattr(asking, "greedy", lambda model, prompts, *a, **k:
-                        [said[p[3]] for p in prompts])
+                        [said[p[4]] for p in prompts])
+    monkeypatch.setattr(asking, "in_turn", lambda *a: None)
     found = asking.ask_everything(teacher, z, MARKS)
     assert [y for _, _, y in unpack(found)] == [(5, 6, 3), (6, 3)]
     assert not found.wording.any() and [name for _, name, _ in split(found)] == [(8,), (8,)]
+
+
+def test_what_was_answered_is_asked_in_turn():
+    into, out_of, name = 7, 9, 8
+    asked = [(1, into, name, 4, w, w + 1, 2) for w in (20, 22, 24)]
+    asked += [(1, out_of, name, 4, w, 2) for w in (30, 31, 32)] + [(1, 10, name, 4, 33, 2)]
+    pairs = [(0, q, (q[4], 35, 36, 3)) for q in asked]
+    z = pack(pairs, "cpu")
+    two = torch.full((7,), 3)
+    z = z._replace(begin=two, end=two, thing=torch.zeros(7).long())
+    new = asking.in_turn(z, MARKS)
+    found = {q for _, q, _ in unpack(new)}
+    assert len(found) == 7 and not found & set(asked)       # as many as there were, at most
+    may = {(1, into, name, 4, 35, 36, 2)} | {
+        (1, out_of, name, 4, w, 2) for w in (20, 22, 24, 33, 35, 36)}
+    assert found == may                                     # 10 was heard once: no way of asking
+    assert all(name_ == (name,) for _, name_, _ in split(new))
+    only = asking.take(z, torch.arange(7) == 6)
+    assert asking.in_turn(only, MARKS) is None
 
 
 # --------------------------------------------------------------------------------------------------
