@@ -34,7 +34,7 @@ LIVES = {  # name: flags and constants of a life
     "gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
     "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"],
     "half on-policy": ["--on_policy=0.5"], "all on-policy, late": ["--on_policy=1"],
-    "twice the steps": ["seed.STEPS=6"],
+    "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
     "few exercises": ["--quizzes=1", "seed.USUAL=2"],
@@ -46,7 +46,7 @@ REGIMES = {  # --search: in each of them the ingredients are taken away, one at 
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
 SEARCHED = {31, 32}                     # seeds of --search; no table shows them beside others
-STEPS = 1600                            # of pretraining
+STEPS, NIGHT = 1600, 450                # of pretraining; of a night, unless a life says otherwise
 WAYS = "into", "from"                   # kinds of the exam: into the language, out of it
 FLAGS = {
     "seeds": ("1,2,3,4,5", TEXT, "seeds of weights, languages and sampling, with commas"),
@@ -131,8 +131,8 @@ def folder(o, name, seed):
 def words_of(o, name, seed):
     """(flags of sleep.py, constants as module.NAME=number) of one life."""
     words = ["--data=languages", f"--seed={seed}", f"--world_seed={seed}", f"--days={o.nights}",
-             "--threads=1", "--contrast=0", f"--pretrain_steps={STEPS}", *o.base.split(),
-             *(SMALL if o.quick else [])]
+             "--threads=1", "--contrast=0", f"--pretrain_steps={STEPS}",
+             f"--seed_steps={NIGHT}", *o.base.split(), *(SMALL if o.quick else [])]
     more = o.lives[name]
     return words + [w for w in more if w[0] == "-"], [w for w in more if w[0] != "-"]
 

@@ -30,6 +30,7 @@ FEW = 3                             # things about which a wording must have bee
 TOLD = 2.0                          # nats that the name of a thing gains where it is spoken of
 WORDINGS, TURNS = 40, 6             # in which a thing is asked about; an answer
 LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
+ASKABLE, TURNED = -8.0, 2           # of a question asked in turn; how many are tried, per exercise
 READINGS = 2                        # over which an answer's distribution is averaged
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
 RARE = -6.0                         # log p of a word that is met for the first time
@@ -101,8 +102,8 @@ def thing_by_thing(teacher, z, day, marks):
     return z._replace(passage=z.thing), day._replace(passages=wholes + singles), found
 
 
-def sensible(teacher, z):
-    """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
+def sensible(teacher, z, likely=LIKELY):
+    """The questions that the self would ask of what it holds: no word of them has log p < likely
     ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol"), unless the name
     stands in the passage as it is: a name may be strange."""
     word = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS, of=said)
@@ -113,8 +114,8 @@ def sensible(teacher, z):
     stands = [stands_in(name, teacher.readings[p * VIEWS])
               for p, (_, name, _) in zip(z.passage.tolist(), split(z))]
     spelt = spelt | torch.tensor(stands, dtype=torch.bool, device=word.device)
-    notes.dropped("misspelt, or nobody would ask so", z, (word.min(1)[0] > LIKELY) & spelt)
-    return take(z, (word.min(1)[0] > LIKELY) & spelt)
+    notes.dropped("misspelt, or nobody would ask so", z, (word.min(1)[0] > likely) & spelt)
+    return take(z, (word.min(1)[0] > likely) & spelt)
 
 
 def apart(z):
@@ -194,13 +195,14 @@ def as_written(teacher, dreamt, marks):
     z = answered(teacher, dreamt, marks)
     turns = in_turn(z, marks)
     if turns is not None:
-        z = join(z, answered(teacher, sensible(teacher, turns), marks))
+        z = join(z, answered(teacher, sensible(teacher, turns, ASKABLE), marks))
     z = z._replace(wording=torch.zeros_like(z.wording))
     return take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
 
 
 def in_turn(z, marks):
-    """What was answered can be asked about -> as many quizzes without answers at most, or None.
+    """What was answered can be asked about -> TURNED times as many quizzes without answers at
+    most, or None.
 
     Behind each beginning of a question (up to the word behind the name) stands the end of an
     answer, or one word of it, of a length heard there: so what was translated is translated back
@@ -220,7 +222,7 @@ def in_turn(z, marks):
     new = [q for q in new if q not in asked]
     if not new:
         return None
-    new = random.sample(new, min(len(new), len(pairs)))
+    new = random.sample(new, min(len(new), TURNED * len(pairs)))
     of = [places[next(q[:n] for n in range(len(q)) if q[:n] in places)] for q in new]
     return between([(p, q) for (p, _, _), q in zip(of, new)], [k for _, k, _ in of],
                    [place for _, _, place in of], z.ids.device, marks)

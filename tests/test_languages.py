@@ -177,7 +177,7 @@ def test_what_was_answered_is_asked_in_turn():
     z = z._replace(begin=two, end=two, thing=torch.zeros(7).long())
     new = asking.in_turn(z, MARKS)
     found = {q for _, q, _ in unpack(new)}
-    assert len(found) == 7 and not found & set(asked)       # as many as there were, at most
+    assert len(found) == 7 <= asking.TURNED * len(asked) and not found & set(asked)
     may = {(1, into, name, 4, 35, 36, 2)} | {
         (1, out_of, name, 4, w, 2) for w in (20, 22, 24, 33, 35, 36)}
     assert found == may                                     # 10 was heard once: no way of asking
