@@ -216,8 +216,9 @@ def test_a_table_pairs_by_seed():
     def run(life, seed, acc):
         final = {way: {"exact": acc, "chrf": 0.5} for way in skills.WAYS}
         return {"life": life, "seed": seed, "ACC": acc, "in_context": [0.8], "final": final,
-                "old_after": 1.0}
+                "old_after": 1.0, "nights": [{}, {"undone": "why"}]}
     runs = [run("sleep", s, 0.8) for s in (1, 2)] + [run("no dreaming", s, 0.6) for s in (1, 2)]
     lines = skills.shown({"runs": runs}, list(skills.LIVES))
     assert lines[1].split()[:3] == ["sleep", "0.800", "±"] and "1.00" in lines[1]
+    assert lines[1].split()[-1] == "2", "an undone night is shown"
     assert lines[-1].startswith("no dreaming minus sleep: -0.200 ± 0.000, p after Holm 0.000")
