@@ -10,9 +10,10 @@ imitation and dreaming matter where an answer is a whole sentence?
 
 After Figure 5 of Language Models Need Sleep (arXiv 2606.03979): continual translation of languages
 read in context; what is measured is exact match, and chrF, of sentences that nobody has seen, both
-ways. All lives of a seed begin from one base; differences are paired by seed. A life that is
-finished is not lived again, one that was interrupted goes on. Beside other work, a thread of a CPU
-takes 5 to 6 minutes for a base and 45 seconds for a night.
+ways. Seed 1 is the one on which all this was made: a table of evidence must not hold it. All lives
+of a seed begin from one base; differences are paired by seed. A life that is finished is not lived
+again, one that was interrupted goes on. Beside other work, a thread of a CPU takes 5 to 6 minutes
+for a base and 45 seconds for a night.
 """
 import json
 import os
@@ -51,7 +52,7 @@ SEARCHED = {31, 32}                     # seeds of --search; no table shows them
 STEPS, NIGHT = 1600, 450                # of pretraining; of a night, unless a life says otherwise
 WAYS = "into", "from"                   # kinds of the exam: into the language, out of it
 FLAGS = {
-    "seeds": ("1,2,3,4,5", TEXT, "seeds of weights, languages and sampling, with commas"),
+    "seeds": ("2,3,4,5,6", TEXT, "seeds of weights, languages and sampling, with commas"),
     "nights": (4, (1, 28), "languages of a life, a night each"),
     "only": ("", TEXT, "names of lives, commas between them; nothing: all"),
     "search": (False, SWITCH, "look for a regime in which ingredients matter (seeds 31, 32)"),
