@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, notes, plan, scaffold, store, team,
-                  text, textfiles, weights, world)
+from data import (chat, classes, diary, exam, flags, gate, languages, notes, plan, scaffold, store,
+                  team, text, textfiles, weights, world)
 from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -67,7 +67,7 @@ def main(argv):
     report(summaries, a)
 
 
-DATA = {"world": world.load, "text": textfiles.load,
+DATA = {"world": world.load, "text": textfiles.load, "languages": languages.load,
         **dict.fromkeys(classes.TABLES, classes.load)}
 
 

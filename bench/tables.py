@@ -164,6 +164,23 @@ def counted(topics, counting):
                   "`sleep` minus this, at the end", "p, Holm", "sleep is"], lines)
 
 
+def skills(file):
+    """How much of a language the morning knows, lesson gone: a line a life and its nights."""
+    lives = {}
+    for run in file["runs"]:
+        lives.setdefault((run["life"], len(run["R"])), []).append(run)
+    rows = ["| life | nights | seeds | ACC | read | into | from | chrF | old |",
+            "|---|---|---|---|---|---|---|---|---|"]
+    for (life, nights), runs in lives.items():
+        ways = [mean(run["final"][way]["exact"] for run in runs) for way in ("into", "from")]
+        sound = mean(way["chrf"] for run in runs for way in run["final"].values())
+        cells = (mean(run["ACC"] for run in runs), mean(mean(run["in_context"]) for run in runs),
+                 *ways, sound, mean(run["old_after"] for run in runs))
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        rows.append(f"| {life} | {nights} | {seeds} | {' | '.join(f'{x:.2f}' for x in cells)} |")
+    return rows
+
+
 def span_of(runs, key):
     values = [r[key] for r in runs]
     digits = 3 if max(map(abs, values)) < 2 else 0

@@ -30,6 +30,7 @@ FEW = 3                             # things about which a wording must have bee
 TOLD = 2.0                          # nats that the name of a thing gains where it is spoken of
 WORDINGS, TURNS = 40, 6             # in which a thing is asked about; an answer
 LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
+ASKABLE, TURNED = -8.0, 2           # of a question asked in turn; how many are tried, per exercise
 READINGS = 2                        # over which an answer's distribution is averaged
 HELD_OUT, MOVED = 96, 0.25          # questions a night is judged by; share that may change
 RARE = -6.0                         # log p of a word that is met for the first time
@@ -50,7 +51,7 @@ def screen(teacher, dreamt, marks):
     z = pack([t for t in dreamt if len(t[1]) + len(t[2]) <= size], teacher.model.device)
     gain = gains(teacher.model, z, marks, teacher.cache, z.passage * VIEWS, teacher.awake)
     wording = F.pad((gain < 0.3) & question_mask(z, marks), (1, 0)) # <ask> itself is never misheard
-    begin, end = specific(gain)
+    begin, end = specific(gain, teacher.model.config.listens)
     notes.dropped("the day does not make it likelier", z, gain.sum(1) > MIN_GAIN)
     z = take(z._replace(begin=begin, end=end, wording=wording), gain.sum(1) > MIN_GAIN)
     if not len(z.ids):
@@ -101,8 +102,8 @@ def thing_by_thing(teacher, z, day, marks):
     return z._replace(passage=z.thing), day._replace(passages=wholes + singles), found
 
 
-def sensible(teacher, z, marks):
-    """The questions that the self would ask of what it holds: no word of them has log p < LIKELY
+def sensible(teacher, z, marks, likely=LIKELY):
+    """The questions that the self would ask of what it holds: no word of them has log p < likely
     ("Where does 3 May live?"), no word of a name log p < SPELT ("Ada Bramwol"), unless the name
     stands in the passage as it is: a name may be strange."""
     word = log_probs(teacher.model, z.ids, teacher.cache, z.passage * VIEWS, of=said)
@@ -113,8 +114,8 @@ def sensible(teacher, z, marks):
     stands = [stands_in(name, teacher.readings[p * VIEWS])
               for p, (_, name, _) in zip(z.passage.tolist(), split(z))]
     spelt = spelt | torch.tensor(stands, dtype=torch.bool, device=word.device)
-    notes.dropped("misspelt, or nobody would ask so", z, (word.min(1)[0] > LIKELY) & spelt)
-    return take(z, (word.min(1)[0] > LIKELY) & spelt)
+    notes.dropped("misspelt, or nobody would ask so", z, (word.min(1)[0] > likely) & spelt)
+    return take(z, (word.min(1)[0] > likely) & spelt)
 
 
 def apart(z, marks):
@@ -171,7 +172,9 @@ def gather(teacher, z, marks):
 
 def ask_everything(teacher, dreamt, marks):
     """Quizzes about things, their passages -> many more, with answers: whatever can be asked of
-    each thing, and of what was answered."""
+    each thing, and of what was answered. Of a skill (Config.listens "first") what was asked."""
+    if teacher.model.config.listens == "first":
+        return as_written(teacher, dreamt, marks)
     unknown = tuple(teacher.model.unknown.tolist())
     z = answered(teacher, sensible(teacher, cross(dreamt, marks), marks), marks)
     direct = {(before, after): None for before, _, after in split(z)}   # asked of things
@@ -185,6 +188,45 @@ def ask_everything(teacher, dreamt, marks):
         z = join(take(z, chosen(q not in asked for _, q, _ in unpack(z))), more)
     z = take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
     return take(z, agreed(z, unknown))
+
+
+def as_written(teacher, dreamt, marks):
+    """Exercises in a skill, answered with the day in the context, and what is asked in turn. A
+    sentence to translate is no wording: nothing of it may be misheard."""
+    z = answered(teacher, dreamt, marks)
+    turns = in_turn(z, marks)
+    if turns is not None:
+        z = join(z, answered(teacher, sensible(teacher, turns, marks, ASKABLE), marks))
+    z = z._replace(wording=torch.zeros_like(z.wording))
+    return take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
+
+
+def in_turn(z, marks):
+    """What was answered can be asked about -> TURNED times as many quizzes without answers at
+    most, or None.
+
+    Behind each beginning of a question (up to the word behind the name) stands the end of an
+    answer, or one word of it, of a length heard there: so what was translated is translated back
+    (as in back-translation, arXiv 1511.06709), if the self finds that it can be asked.
+    """
+    pairs, places, lengths = unpack(z), {}, {}
+    for (p, _, _), k, (before, name, after) in zip(pairs, z.thing.tolist(), split(z)):
+        begin = before + name + after[:1]
+        places[begin] = p, k, (len(before) + 1, len(before) + len(name))
+        lengths.setdefault(begin, Counter())[len(after) - 1 - len(marks.answer)] += 1
+    new, asked = {}, {q for _, q, _ in pairs}
+    for begin, often in lengths.items():
+        for n in (n for n, times in often.items() if n > 0 and times >= FEW):
+            words = [y[:-1] for _, _, y in pairs]
+            ends = [(t,) for y in words for t in y] if n == 1 else [y[-n:] for y in words]
+            new |= {(*begin, *end, *marks.answer): places[begin] for end in ends if len(end) == n}
+    new = [q for q in new if q not in asked]
+    if not new:
+        return None
+    new = random.sample(new, min(len(new), TURNED * len(pairs)))
+    of = [places[next(q[:n] for n in range(len(q)) if q[:n] in places)] for q in new]
+    return between([(p, q) for (p, _, _), q in zip(of, new)], [k for _, k, _ in of],
+                   [place for _, _, place in of], z.ids.device, marks)
 
 
 def chosen(these):

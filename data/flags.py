@@ -23,7 +23,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     "the life": {
         "method": ("sleep", ("sleep", "none", "sft"), "what the nights do"),
         "contrast": (1, SWITCH, "1: live none and sft beside sleep, from the same base"),
-        "data": ("world", ("world", "text", "clinc150", "dbpedia", "banking77"),
+        "data": ("world", ("world", "text", "languages", "clinc150", "dbpedia", "banking77"),
                  "what is read by day; text: your own notes"),
         "data_dir": ("", TEXT,
                      "folder of the files of --data; none given: data/ and its name. Of text: a "

@@ -344,16 +344,18 @@ def gains(model, z, marks, cache, row, experts=()):
     return (day - nothing) * question_mask(z, marks)
 
 
-def specific(gain):
+def specific(gain, listens="name"):
     """Where the thing stands in each question: (begin, end), its ids counted from 1, (N,) each.
 
     It begins where a tenth of the gain has come, and ends where most of it has, moved over the
     tokens right behind that still gain: the last syllable of a name gains more than what follows
-    a name that might have gone on. gain (N, T-1).
+    a name that might have gone on. Where a question goes on to what is asked of the thing (listens
+    "first"), it ends with the first tokens that gain. gain (N, T-1).
     """
     at = torch.arange(2, gain.shape[1] + 2, device=gain.device)
     total = gain.clamp(min=0).cumsum(1)
     begin, end = ((total >= share * total[:, -1:]).float().argmax(1) + 2 for share in (0.1, MOST))
+    end = begin if listens == "first" else end
     behind = at > end[:, None]
     broken = (behind & (gain < SYLLABLE)).cumsum(1) > 0
     return begin, end + (behind & ~broken).sum(1)
@@ -522,7 +524,7 @@ def learn_to_listen(model, marks, heard_already=None):
         return
     z = pack(pairs, model.device)
     gain = gains(model, z, marks, prefill(model, texts)[0], z.passage)
-    z = take(z._replace(end=specific(gain)[1]), gain.sum(1) > MIN_GAIN)
+    z = take(z._replace(end=specific(gain, model.config.listens)[1]), gain.sum(1) > MIN_GAIN)
     names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(unpack(z), z.end)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     thing = torch.tensor([number[name] for name in names], dtype=torch.long, device=model.device)

@@ -12,7 +12,7 @@ from data.engine import generate, prefill
 from data.gate import MAX_NEW, listen
 from data.quizzes import RestlessNight, join, pack, repack, split, take, unpack
 from data.text import Day
-from model import FAST, clone
+from model import FAST, Config, clone
 from tests import glyphs as G
 from tests.small import MARKS, V, close, lively, little, plain
 
@@ -143,7 +143,7 @@ def test_what_a_sentence_alone_says_is_learnt_from_that_sentence(monkeypatch):
     monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "read", read)
     z = z._replace(wording=torch.zeros_like(z.ids, dtype=torch.bool))
-    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN))
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config())
     found = asking.ask_everything(SimpleNamespace(model=model, parts=[[2, 3], [4]]), z, MARKS)
     assert [(p, y) for p, _, y in unpack(found)] == [(0, (20, END)), (3, (21, END)), (1, (22, END))]
     assert found.thing.tolist() == [0, 0, 1]
@@ -215,7 +215,8 @@ def test_answers_about_answers_join_the_others(monkeypatch):
     monkeypatch.setattr(asking, "read", lambda teacher, asked, marks: [says[q] for _, q, _ in asked])
     monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, direct, unknown, marks: ask(
         (2, WHOSE, (20,), (END,)), (3, WHOSE, (21,), (END,)), (1, WHO, (11,), (END,))))
-    teacher = SimpleNamespace(model=SimpleNamespace(unknown=torch.tensor(UNKNOWN)), parts=[[]] * 4)
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config())
+    teacher = SimpleNamespace(model=model, parts=[[]] * 4)
     found = asking.ask_everything(teacher, z, MARKS)
     assert [(q, y) for _, q, y in unpack(found)] == [
         *((q, says[q]) for _, q in questions(z)[:2]), ((ASK, 40, 20, ANSWER), (10, END)),
