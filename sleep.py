@@ -179,7 +179,7 @@ def optimizers(model):
         matrix = name.startswith("blocks.") and p.ndim == 2 and "conv" not in name
         gentle = name.endswith("bias") or name == "wpe.weight"
         (inner if matrix else slow if gentle else others).append(p)
-    rate = LR_ADAM if model.wpe is None else LR_ADAM / 3
+    rate = LR_ADAM / 3 if getattr(model, "wpe", None) else LR_ADAM
     groups = [{"params": others, "lr": rate}, {"params": slow, "lr": LR_ADAM / 10}]
     opts = [torch.optim.Muon(inner, lr=LR_MUON, weight_decay=0.0),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]

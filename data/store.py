@@ -160,6 +160,8 @@ def sane(config, state=None):
             raise ValueError(f"its config has a {name} that is neither true nor false")
     if config.get("act", "gelu") not in ("gelu", "relu2", "swiglu"):
         raise ValueError("its config has an act that cannot be")
+    if config.get("scaffold") not in (None, True, False):
+        raise ValueError("its config has a scaffold that cannot be")
     if config.get("listens", "name") not in ("name", "text", "first"):
         raise ValueError("its config listens in a way that cannot be")
     if config.get("n_head", 1) % (config.get("n_kv_head", 0) or 1):

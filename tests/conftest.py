@@ -12,6 +12,7 @@ torch.set_num_threads(1)           # the models are tiny: a second thread only w
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Every test draws the same numbers, whichever tests ran before it."""
+    """Every test draws the same numbers, in full precision, whichever tests ran before it."""
     random.seed(0)
     torch.manual_seed(0)
+    torch.set_autocast_enabled("cpu", False)

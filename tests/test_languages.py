@@ -78,8 +78,9 @@ def test_every_word_is_one_token_and_every_document_well_formed(data):
     assert len(enc.encode_ordinary(" Bolban")) == 2
     for share in (0.0, 0.3, 0.99) * 30:
         ids, weights = data.document(rng, share)
-        assert len(ids) == len(weights) <= data.block_size and ids[0] == data.marks.bos
-        ask, answer, end = (ids.count(m) for m in data.marks[1:])
+        assert len(ids) == len(weights) <= data.block_size and ids[:1] == [*data.marks.bos]
+        (ask,), (answer,), end = data.marks[1:]
+        ask, answer, end = (ids.count(mark) for mark in (ask, answer, end))
         assert ask == answer == end >= 1 and ids[-1] == data.marks.end
         assert weights[-1] == 1.0 and weights[0] == 0.0
 
