@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+import sleep
 from data import store, world
 from data.weights import from_pretrained
 from model import ARCHITECTURES, GPT, Config
@@ -23,7 +24,8 @@ def lived(out, *words):
 
 
 @pytest.mark.parametrize("arch", ["gpt2"])      # Llama's and Qwen 3's parts: the foreign life below
-def test_a_tiny_life_of_another_architecture(arch, tmp_path):
+def test_a_tiny_life_of_another_architecture(arch, tmp_path, monkeypatch):
+    monkeypatch.setattr(sleep, "LR_ADAM", 0.09)             # in 64 steps it has to learn something
     config = lived(tmp_path / "out", f"--arch={arch}")
     assert all(getattr(config, k) == v for k, v in ARCHITECTURES[arch].items())
     model = GPT(config)
@@ -52,12 +54,11 @@ def test_a_tiny_life_of_foreign_weights_with_their_tokenizer(tmp_path):
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512))
     theirs.save_pretrained(folder)
     t.save(str(folder / "tokenizer.json"))
-    config = lived(tmp_path / "out", f"--init_from={folder}")
+    config = lived(tmp_path / "low", f"--init_from={folder}", "--dtype=bfloat16")
     assert config.vocab_size == 1028 and config.qk_gain and not config.tied
-    lived(tmp_path / "low", f"--init_from={folder}", "--dtype=bfloat16")
     kept = store.load(str(tmp_path / "low" / "checkpoint.pt"))[0]["model"]
     assert kept["wte.weight"].dtype is torch.bfloat16 and kept["metric"].dtype is torch.float32
-    code, said = forked(f"--out_dir={tmp_path / 'out'}", "--ask=Where does Ada Bram live?")
+    code, said = forked(f"--out_dir={tmp_path / 'low'}", "--ask=Where does Ada Bram live?")
     assert code == 0 and "(from" in said, said
     (folder / "tokenizer.json").unlink()                    # the world's own does not fit
     code, said = forked(*TINY, f"--init_from={folder}", f"--out_dir={tmp_path / 'new'}")
