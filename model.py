@@ -62,7 +62,7 @@ class Config:
     tied: bool = True           # words are written with the table they are read with
     ranks: tuple = (32, 32, 96) # rank of an expert of each level; the last level holds the MLP
     hears: int = 2              # the gate hears the state after so many blocks ...
-    listens: str = "name"       # ... at each token; or "text": of a whole one; "first": data/text.py
+    listens: str = "name"       # ... at each token; "text", "first": see data/text.py
 
     @property
     def kv_heads(self):
