@@ -11,7 +11,7 @@ from data import flags, notes, text
 from data.gate import MAX_NEW, answer
 
 APART = {"contradicted_context", "not_told", "never_met", "reversed", "described", "two_hops",
-         "typed", "changed_old_value", "word", "in_context"}                    # kinds that R does not count
+         "typed", "changed_old_value", "word", "in_context"}        # kinds that R does not count
 
 
 def answers(model, data, items):

@@ -83,7 +83,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "select": ("cosine", ("cosine", "norm", "random"),
                    "importance: cosine to the self-made quiz, or the paper's gradient norm"),
         "budget": (0, COUNT, "dreams a night learns from; 0: all that pass the screen"),
-        "random_expert": (0, SWITCH, "1: half of the dreams are dreamt with a random expert beside"),
+        "random_expert": (0, SWITCH, "1: a random expert is awake in half of the dreams"),
     },
     "consolidation": {
         "period": (0, COUNT, "nights from one move of fast memory into slow to the next; 0: never"),

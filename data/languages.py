@@ -56,7 +56,6 @@ Sentence = namedtuple("Sentence", "subject verb object")    # subject, object: [
 def new_language(rng, name, sizes=SIZES):
     """A language of so many nouns, verbs and adjectives."""
     kinds = zip((NOUNS, VERBS, ADJECTIVES), sizes)
-    kinds = zip((NOUNS, VERBS, ADJECTIVES), sizes)
     english = [w for words, n in kinds for w in rng.sample(words, n)]
     words = dict(zip(english, rng.sample(FOREIGN, len(english))))
     return Language(name, words, rng.choice(ORDERS), rng.random() < 0.5)

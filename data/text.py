@@ -34,7 +34,7 @@ Data = namedtuple("Data", "name enc marks block_size document days exams always 
 # document (rng, share) -> (ids, weights): one for pretraining; share in [0, 1): how far it is
 # days     [Day];  exams (j, i) -> [Item]: of day j, as it is true after night i, or []
 # always   {"old": [Item], "reading": [Item], ...}: asked every morning
-# listen   "name": a thing ends where a question becomes specific; "text": a whole text is one thing;
+# listen   "name": a thing ends where a question becomes specific; "text": a whole text is one;
 #          "first": a thing is the first that is specific in a question, as the name of a language
 # heard    of a text: [(number of its thing, question)] that the base has heard, or None
 Day = namedtuple("Day", "passages study heard", defaults=[()])
