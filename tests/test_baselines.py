@@ -379,7 +379,7 @@ def test_bad_flags_get_one_line(words, says, capsys):
 
 def test_a_rival_asks_itself_as_the_night_does():
     """Nothing is replaced here: the real first half of a night, in the world of glyphs."""
-    import glyphs
+    from tests import glyphs
     torch.manual_seed(0)
     passages = glyphs.day(glyphs.make().new[:2]).passages
     asked = B.ask_itself(glyphs.shared_base(), passages, glyphs.MARKS)
