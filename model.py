@@ -29,6 +29,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data.engine import attend_behind, rows_of, visible
 from data.kernels import grouped_experts, grown, slowed
@@ -58,6 +59,7 @@ class Config:
     qk_gain: bool = False       # Qwen 3's: normed, with a gain for each dimension
     conv: int = 3               # taps of the causal convolution; 0: none (all but ours)
     scaffold: bool = None       # is it there? Asked while a plain one is born (data/scaffold.py)
+    recompute: bool = False     # blocks again in the backward pass: less memory, more time
     norm_eps: float = 1e-5
     tied: bool = True           # words are written with the table they are read with
     ranks: tuple = (32, 32, 96) # rank of an expert of each level; the last level holds the MLP
@@ -280,7 +282,10 @@ class GPT(nn.Module):
         chosen = self.chosen(awake, pos)
         for i, block in enumerate(self.blocks[:blocks]):
             past = None if cache is None else cache["blocks"][i]
-            h = block(h, at, turn, past, mask, chosen)
+            if c.recompute and cache is None and torch.is_grad_enabled():
+                h = checkpoint(block, h, at, turn, past, mask, chosen, use_reentrant=False)
+            else:
+                h = block(h, at, turn, past, mask, chosen)
         if cache is not None:
             cache["len"] = cache["len"] + (T if lengths is None else lengths)
             cache["max"] = end

@@ -94,6 +94,7 @@ def born(a, data):
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
     model = fits(model, data, a.init_from).to(a.torch_device)
+    model.config.recompute = a.recompute
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
     return model, flags.whole(a)                            # else the format has to be learnt first

@@ -40,6 +40,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "device": ("auto", ("auto", "cpu", "cuda", "mps"), "where to compute"),
         "dtype": ("float32", ("float32", "bfloat16"),
                   "bfloat16: autocast, and foreign weights are held in it"),
+        "recompute": (False, SWITCH, "blocks again in the backward pass: less memory, more time"),
         "deterministic": (False, SWITCH, "on a GPU: the same bits every time (slower)"),
         "threads": (0, (0, 4096), "CPU threads; 0: as many as torch likes"),
         "plan": ("", TEXT, "only say what the life would take on a card: h100, or its gigabytes"),
@@ -281,7 +282,7 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    later = {"chat": False, "plan": "", "format": "auto"}
+    later = {"chat": False, "plan": "", "format": "auto", "recompute": False}
     old = {**later, **old}                                  # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:

@@ -155,7 +155,7 @@ def sane(config, state=None):
             type(x) not in (int, float) or not 0 < x < 1e12 for x in scaling) or (
             scaling and scaling[1] >= scaling[2]):
         raise ValueError("its config has a rope_scaling that cannot be")
-    for name in ("rope", "rms", "bias", "qk_norm", "qkv_bias", "qk_gain", "tied"):
+    for name in ("rope", "rms", "bias", "qk_norm", "qkv_bias", "qk_gain", "tied", "recompute"):
         if type(config.get(name, True)) is not bool:
             raise ValueError(f"its config has a {name} that is neither true nor false")
     if config.get("act", "gelu") not in ("gelu", "relu2", "swiglu"):

@@ -169,6 +169,24 @@ def test_selves_of_a_night_share_what_nobody_writes_into():
     assert clone(model).wte.weight is not model.wte.weight
 
 
+def test_blocks_computed_again_are_the_same_to_the_bit():
+    model, ids = lively(), tokens(3, 12)
+    model.requires_grad_(False).unlock(FAST)
+    for p in model.live(FAST):
+        p.data += 0.1 * torch.randn_like(p)
+    kept, grads, newest = {}, {}, model.n_experts(FAST) - 1
+    for again in (False, True):
+        model.config.recompute, sizes = again, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t,
+                                                      lambda t: t):
+            loss = model(ids, awake=awake((FAST, [newest, -1, newest], [0, 3, 5]))).square().mean()
+        kept[again] = sum(sizes)
+        grads[again] = torch.autograd.grad(loss, model.live(FAST), allow_unused=True)
+    assert kept[True] < kept[False] / 2
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(grads[False], grads[True]))
+    assert any(g is not None and g.any() for g in grads[True])
+
+
 def test_tomorrows_rank():
     model = plain()
     before = tokens(3, 20)

@@ -114,7 +114,7 @@ def test_a_sound_model_is_sane_and_every_field_is_bounded(tmp_path):
     config, state = asdict(model.config), model.state_dict()
     store.sane(config, state)
     bounded = {*store.LIMITS, "ranks", "rope", "rms", "bias", "qk_norm", "act", "listens",
-               "qkv_bias", "qk_gain", "tied", "rope_scaling", "scaffold"}
+               "qkv_bias", "qk_gain", "tied", "rope_scaling", "scaffold", "recompute"}
     assert set(config) <= bounded                    # a new field of Config needs a limit here
     store.save(str(tmp_path / "c.pt"), {"config": config, "model": state})
     assert store.load(str(tmp_path / "c.pt"))[1] is None
