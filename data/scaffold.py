@@ -2,7 +2,7 @@
 A scaffold for plain transformers. Ours.
 
 To read is to find a word again and to go on as it went on there; that needs a head that looks one
-word back, and plain attention finds none for thousands of steps. Our convolution looks back from
+word back, and plain attention is late to find one. Our convolution looks back from
 birth. So a plain transformer (Config.conv = 0) that is pretrained here begins with a convolution,
 and has it in fewer and fewer of its steps, from the share FROM of them to the share TO: attention
 learns to do without, while all that builds on it stands. Then it is taken down: what is left is
