@@ -307,13 +307,16 @@ class GPT(nn.Module):
 
     # -- memory: unlock, settle, reset -------------------------------------------------------------
 
-    def unlock(self, level, n=1, seed=0):
+    def unlock(self, level, n=1, seed=0, rank=None):
         """Add n live experts to a level; B = 0, so not one bit of the function changes ([S] 3.2).
 
         Returns the live parameters, the only ones a night trains. They stay live until `settle`
         or `discard`. All n start with the same A: copies that differ only in what they learn.
+        rank: at least so much; settled experts of less get readers and writers that are zero.
         """
         gen = torch.Generator().manual_seed(seed)
+        if rank:
+            self.set_rank(level, rank)
         for block in self.remembering():
             level_, d = block.levels[level], self.config.n_embd
             A = torch.randn(1, d, level_.rank, generator=gen) * d ** -0.5
@@ -323,14 +326,37 @@ class GPT(nn.Module):
         return self.live(level)
 
     def set_ranks(self, ranks):
-        """The rank of tomorrow's experts of each level. Raises ValueError where others are held."""
-        for level_, rank in ((lv, r) for b in self.blocks for lv, r in zip(b.levels, ranks)):
-            if level_.n_experts and rank != level_.rank:
-                raise ValueError(f"the model holds experts of rank {level_.rank}, not {rank}")
-            if rank != level_.rank:
-                d, level_.rank = self.config.n_embd, rank
-                level_.A, level_.B = level_.A.new_zeros(0, d, rank), level_.B.new_zeros(0, rank, d)
+        """As many levels as there are ranks, the last with the MLP, and the ranks of tomorrow's
+        experts. Raises ValueError where experts of another rank are held, or would be lost."""
+        few = len(self.config.ranks)
+        if len(ranks) != few and any(self.n_experts(i) for i in range(min(few, len(ranks)) - 1, few)):
+            raise ValueError(f"the model holds experts in the last of its {few} levels")
+        for level, (old, new) in enumerate(zip(self.config.ranks, ranks)):
+            if old != new and self.n_experts(level):
+                raise ValueError(f"the model holds experts of rank {old}, not {new}")
+        for block in self.blocks:
+            between = [Level(self.config, 1, mlp=False).to(block.levels[-1].norm.weight)
+                       for _ in range(len(ranks) - few)]
+            faster = list(block.levels[:min(few, len(ranks)) - 1])
+            block.levels = nn.ModuleList([*faster, *between, block.levels[-1]])
         self.config.ranks = tuple(ranks)
+        for level, rank in enumerate(ranks):
+            self.set_rank(level, rank)
+
+    def set_rank(self, level, rank):
+        """The rank of a level: of new experts; those it holds may only grow."""
+        now = self.config.ranks[level]
+        rank = max(rank, now) if self.n_experts(level) else rank
+        for level_ in (block.levels[level] for block in self.blocks):
+            if level_.n_experts:
+                level_.A = F.pad(level_.A, (0, rank - now))
+                level_.B = F.pad(level_.B, (0, 0, 0, rank - now))
+            else:
+                d = self.config.n_embd
+                level_.A, level_.B = level_.A.new_zeros(0, d, rank), level_.B.new_zeros(0, rank, d)
+            level_.rank = rank
+        ranks = self.config.ranks
+        self.config.ranks = (*ranks[:level], rank, *ranks[level + 1:])
 
     def reopen(self, level):
         """Make the settled experts of a level live again."""

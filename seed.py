@@ -23,15 +23,16 @@ from tqdm import tqdm
 
 import dream
 from data import asking, notes, team
-from data.asking import look_back, look_up, memory_of, screen
+from data.asking import look_back, look_up, screen
 from data.engine import generate, pad_rows, prefill
-from data.gate import MAX_NEW, always, log_probs, open_gate, remember, said, wakes
+from data.gate import MAX_NEW, always, log_probs, open_gate, said, wakes
 from data.kernels import in_chunks, levenshtein, muon
 from data.quizzes import (RestlessNight, answer_mask, answers_of, closed_book, pack, question_mask,
                           take, unpack, words_of)
+from data.rehearsal import bits_of, known_again, rehearse
 from data.text import pad_documents, symbols
 from dream import VIEWS, Teacher
-from model import FAST, SLOW, clone
+from model import FAST, clone
 
 STEPS, STUDIED, LEAST = 3, 10, 120  # of distillation, a fact; a studied thing; in all, at least
 USUAL = 24                          # sentences of a day: a shorter one is asked about more often
@@ -46,7 +47,8 @@ MISHEARD = 0.15                     # share of a question's wording that the stu
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
-SLOW_STEPS, REMEMBERED = 800, 128   # of consolidation: steps; dreams of each expert
+MOVE_STEPS, AT_LAST = 2.5, 0.25     # of a move: steps a fact; share for what is about to be lost
+BITS, STILL_KNOWN = 0.4, 0.8        # a parameter is to hold; share that a move must keep
 
 
 # --------------------------------------------------------------------------------------------------
@@ -329,37 +331,45 @@ def descend(params, momenta, loss, step, steps, lr):
 
 
 # --------------------------------------------------------------------------------------------------
-# From level to level: what many nights wrote into the fast level becomes one expert of the slower
+# From level to level: what many nights wrote into one level becomes one expert of the next slower
 
-def consolidate(model, marks, a):
-    """Distil every expert of the fast level into one new expert of the slow level, then reset the
-    fast one ([S] 2.2, 3.3). Returns a log; raises RestlessNight.
+def consolidate(model, level, marks, a):
+    """Distil all experts of a level into one new expert of the next slower, then recycle them
+    ([S] 2.2, 3.2, 3.3), in place. Returns a log; raises RestlessNight.
 
-    The experts dream of their nights, the self before answers. The new expert inherits what the
-    gate knows of them, so it wakes exactly where they did.
+    The experts ask and answer all they know (data/rehearsal.py); their things are the new one's,
+    one entry of the gate a thing, so it wakes where they did. Its rank follows the bits it is to hold.
+    In the last part it learns most of what is about to be lost (prioritised rehearsal).
     """
-    teacher, new = clone(model, share=True), model.n_experts(SLOW)
-    dreamt = dream.memories(teacher, FAST, marks, REMEMBERED)
-    found = remember(teacher, marks, [q for _, q, _ in dreamt], MAX_NEW) if dreamt else []
-    pairs = [(e, q, tuple(y)) for (e, q, _), (y, source) in zip(dreamt, found)
-             if source == (FAST, e) and y[-1] == marks.end]
-    if not pairs:
-        raise RestlessNight("the fast level holds no memories to consolidate")
-    notes.dreamt_again(pairs)
-    z = pack(pairs, model.device)
-    sources = {i: (FAST, pair[0]) for i, pair in enumerate(pairs)}
-    z = z._replace(target=memory_of(teacher, z, marks, sources),
-                   recalled=torch.ones_like(z.passage, dtype=torch.bool),
-                   wording=torch.zeros_like(z.ids, dtype=torch.bool))
-    model.reset(FAST, heir=(SLOW, new))
-    model.unlock(SLOW, seed=len(model.owner))
-    z = z._replace(since=wakes(model, z, SLOW, new, marks))
-    each_night_alike = 1 / torch.bincount(z.passage)[z.passage]
-    log = distil(model, learners(model, SLOW), z, None, marks, SLOW, SLOW_STEPS, a,
-                 each_night_alike)
-    model.settle(SLOW)
+    teacher, slower = clone(model, share=True), level + 1
+    (z, things, reach), new = rehearse(teacher, level, marks), model.n_experts(slower)
+    before, bits = len(model.things), bits_of(teacher, z, marks)
+    model.reset(level)
+    model.remember_things(things, reach, slower, new)
+    model.unlock(slower, seed=len(model.owner), rank=rank_for(model, bits))
+    z = z._replace(since=wakes(model, z, slower, new, marks))
+    z = take(z, z.since >= 0)
+    facts, params = asking.facts_in(z), learners(model, slower)
+    steps = max(LEAST, int(MOVE_STEPS * facts))
+    even = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
+    last = int(AT_LAST * steps)
+    distil(model, params, z, None, marks, slower, steps - last, a, even)
+    endangered = even * (1 - knows(model, z, marks, slower) + dream.FLOOR)
+    log = distil(model, params, z, None, marks, slower, last, a, endangered)
+    model.settle(slower)
     model.requires_grad_(False)
-    return {"consolidated": {"quizzes": len(pairs), **log}}
+    known = known_again(model, z, marks)
+    if known < STILL_KNOWN:
+        raise RestlessNight(f"of what it moved only {known:.0%} was still known")
+    return {"level": level, "quizzes": len(z.ids), "facts": facts, "bits": round(bits),
+            "things": len(things), "entries": before - len(model.things) + len(things),
+            "rank": model.config.ranks[slower], "known": known, **log}
+
+
+def rank_for(model, bits):
+    """The rank of an expert that is to hold so many bits."""
+    a_rank = 2 * model.config.n_embd * len(model.remembering())     # parameters
+    return max(1, math.ceil(bits / BITS / a_rank))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import seed
 from data import (chat, classes, diary, exam, flags, gate, languages, notes, plan, scaffold, store,
                   team, text, textfiles, weights, world)
-from model import ARCHITECTURES, SLOW, GPT, Config, clone, widen
+from model import ARCHITECTURES, FAST, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
 BATCH = 8                           # documents a pretraining step
@@ -101,8 +101,10 @@ def born(a, data):
 
 
 def ranks_of(a, data):
-    """Ranks of the experts of each level; a studied day is more than the context could hold."""
-    return a.rank, a.rank * (STUDIOUS if data.listen == "text" else 1), 3 * a.rank
+    """Ranks of the experts of each level, that of the throw-away copies first; a studied day is more
+    than the context could hold. A move gives a slower level what it needs."""
+    fast = a.rank * (STUDIOUS if data.listen == "text" else 1)
+    return a.rank, fast, *[3 * a.rank] * max(1, a.levels - 1)
 
 
 def fits(model, data, source):
@@ -223,7 +225,7 @@ def live(a, method, base, data, folder, pretraining):
         notes.begin(state["pending"])
         model, log = spend(state["seconds"], "night", NIGHTS[method], a, model, day, data.marks, i)
         state["pending"] = left_over(day, log, state["pending"])
-        morning = spend(state["seconds"], "exam", examine, model, data, i)
+        morning = spend(state["seconds"], "exam", examine, a, model, data, i)
         remember_morning(state, log, morning, method)
         diary.note(state, model, data)
         save(path, model, **state)
@@ -266,19 +268,43 @@ def left_over(day, log, tried):
 
 
 def asleep(a, model, day, marks, i):
-    """Method sleep: a night, and where a period ends the move of the fast level into the slow one.
+    """Method sleep: a night, and where a period ends the moves from level to level.
 
     A night gone wrong is undone: the self wakes as yesterday's, the day stays in its context.
     """
     yesterday = clone(model, a.expand)
     try:
         log = in_cycles(a, model, day, marks)
-        if a.period and (i + 1) % a.period == 0:
-            log |= seed.consolidate(model, marks, a)
-        return model, log
     except (seed.RestlessNight, torch.linalg.LinAlgError) as e:
         tqdm.write(f"  night {i + 1} is undone: {e}")
         return yesterday, {"undone": str(e), "lost": list(range(len(day.passages)))}
+    return moved(a, model, log, marks, i)
+
+
+def moved(a, model, log, marks, i):
+    """Every period^k nights the k-th level moves into the next slower one ([S] 2.2).
+
+    A move gone wrong is undone: the level keeps its experts until its next period ends.
+    """
+    for level in range(FAST, len(model.config.ranks) - 1) if moves(a, model) else ():
+        if (i + 1) % a.period ** (level - FAST + 1):
+            break
+        before = clone(model, share=True)
+        try:
+            move = seed.consolidate(model, level, marks, a)
+        except (seed.RestlessNight, torch.linalg.LinAlgError) as e:
+            tqdm.write(f"  level {level} stays as it is after night {i + 1}: {e}")
+            model, move = before, {"level": level, "undone": str(e)}
+        log["moves"] = [*log.get("moves", []), move]
+        if "undone" in move:
+            break                                           # what is slower waits for it
+    return model, log
+
+
+def moves(a, model):
+    """Are there levels to move between? Things are asked about by name; without a gate there is
+    one expert, and topics and skills stay where they are."""
+    return a.period and a.expand and a.gate and model.config.listens == "name"
 
 
 def in_cycles(a, model, day, marks):
@@ -325,19 +351,26 @@ NIGHTS = {"sleep": asleep, "sft": fine_tune, "none": awake_all_night}      # a b
 # --------------------------------------------------------------------------------------------------
 # Morning
 
-def examine(model, data, i):
-    """The exams of all days so far as they are true today, and what is asked every morning."""
-    days = [exam.sit(model, data, data.exams(j, i)) for j in range(i + 1)]
+def whole_morning(a, i, last):
+    return (i + 1) % a.exam_every in (0, a.exam_every - 1) or i + 1 == last
+
+
+def examine(a, model, data, i):
+    """The exams of all days so far as they are true today, and what is asked every morning. With
+    --exam_every of the day alone, but for every so many mornings, the one before, and the last."""
+    asked = range(i + 1) if whole_morning(a, i, len(data.days)) else [i]
+    days = {j: exam.sit(model, data, data.exams(j, i)) for j in asked}
     return days, exam.sit(model, data, [x for items in data.always.values() for x in items])
 
 
 def remember_morning(state, log, morning, method):
     """Write a morning's exams into the state of the life, and print a line."""
     (days, always), i = morning, len(state["R"])
-    row = [exam.share(graded) for graded in days]
+    row = [exam.share(days[j]) if j in days else None for j in range(i + 1)]
     state["R"].append(row + [None] * (len(state["R"][0]) - len(row) if state["R"] else 0))
-    state["graded"] = [*state["graded"][:i], dict(days[-1])]
-    state["end"] = [dict(graded) for graded in [*days, always]]
+    state["graded"] = [*state["graded"][:i], dict(days[i])]
+    if len(days) > i:
+        state["end"] = [dict(graded) for graded in [*days.values(), always]]
     others = {k: exam.share(always, [k]) for k in state["before"]}
     state["nights"].append({"night": i + 1, "recall": row[-1], **others, **log})
     tqdm.write(f"  {method} {i + 1:>2}: {exam.in_a_line(row, others)}")

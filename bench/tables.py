@@ -5,7 +5,7 @@ In all of them "x ± y" is mean ± standard deviation over seeds, and "+x ± y",
 mean of differences paired by seed and the half-width of its 95 % interval.
 """
 import re
-from statistics import mean
+from statistics import mean, median
 
 from bench import stats
 from bench.stats import pm
@@ -633,3 +633,86 @@ def labs(file):
     return table(["lab", "file", "number", "goal", "seconds"],
                  [[f"{run['lab']}. {run['title']}", f"`{run['file']}`", f"{run['number']:.3g}",
                    run["goal"], f"{run['seconds']:.1f}"] for run in file["runs"]])
+
+
+# --------------------------------------------------------------------------------------------------
+# A year
+
+AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),
+        "half a year": (92, 183), "longer": (184, 10 ** 9)}         # nights since
+
+
+def year(file):
+    """Lives of year.py: what is left of them, by age, by level; what a move costs."""
+    runs = sorted(file["runs"], key=lambda r: (-r["days"], r["levels"], r["seed"]))
+    lines = table(["days", "seed", "levels", "facts", "ACC", "BWT", "old", "reading", "undone",
+                   "parameters added", "bits a parameter"],
+                  [[r["days"], r["seed"], r["levels"], r["facts"], f"{r['ACC']:.3f}",
+                    f"{r['BWT']:+.3f}", f"{r['old_after']:.3f}", f"{r['reading_after']:.3f}",
+                    r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}"] for r in runs])
+    lines += [""] + table(["days", "seed", *AGES],
+                          [[r["days"], r["seed"], *by_age(r).values()] for r in runs])
+    lines += [""] + table(["days", "seed", "level", "days that live there", "recall at the end",
+                           "experts", "parameters"], [line for r in runs for line in by_level(r)])
+    lines += [""] + table(["days", "seed", "second nights", "last nights", "a move, a night of it",
+                           "an answer then", "an answer now"], [pace(r) for r in runs])
+    return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
+                                costs(runs))
+
+
+def added(run):
+    """Parameters of all experts and of the gate."""
+    last = run["times"][-1]
+    return sum(n for _, n in last["experts"]) + last["gate"]
+
+
+def by_age(run):
+    """{age: recall} of what is so old on the last morning."""
+    days, last = run["days"], list(run["R"].values())[-1]
+    ages = {name: there([last[j] for j in range(days) if least <= days - j <= most])
+            for name, (least, most) in AGES.items()}
+    return {name: f"{mean(found):.3f}" if found else "-" for name, found in ages.items()}
+
+
+def there(shares):
+    return [share for share in shares if share is not None]
+
+
+def by_level(run):
+    last, held = list(run["R"].values())[-1], run["times"][-1]["experts"]
+    for k, (experts, parameters) in enumerate(held, 1):
+        mine = there([last[j] for j, level in enumerate(run["lives_in"]) if level == k])
+        yield [run["days"], run["seed"], k, run["lives_in"].count(k),
+               f"{mean(mine):.3f}" if mine else "-", experts, f"{parameters:,}"]
+
+
+def pace(run):
+    """Seconds of a night without its moves, in the beginning and in the end; of moves, a night."""
+    alone = [t["seconds"] - sum(t["moves"]) for t in run["times"]]
+    answers, few = [t["answer_ms"] for t in run["times"]], max(1, len(alone) // 10)
+    return [run["days"], run["seed"], f"{median(alone[1:1 + few]):.1f} s",
+            f"{median(alone[-few:]):.1f} s",
+            f"{sum(sum(t['moves']) for t in run['times']) / len(alone):.1f} s",
+            f"{median(answers[:few]):.0f} ms", f"{median(answers[-few:]):.0f} ms"]
+
+
+def costs(runs):
+    """A line a level: its moves, and recall of the same days before and after them (paired)."""
+    levels = sorted({m["level"] for r in runs for _, m in r["moves"]})
+    for level in levels:
+        mine = [(r, n, m) for r in runs for n, m in r["moves"] if m["level"] == level]
+        pairs = [pair for r, n, m in mine if "undone" not in m for pair in moved_days(r, n, level)]
+        before, gaps = [b for b, _ in pairs], [a - b for b, a in pairs]
+        yield [level, len(mine), sum("undone" in m for _, _, m in mine),
+               f"{mean(before):.3f}" if before else "-",
+               paired(gaps) if len(gaps) > 1 else "-"]
+
+
+def moved_days(run, night, level):
+    """[(before, after)] of the days that moved in a night, where all were asked on both mornings."""
+    first = night - run["period"] ** level + 1                      # the days of that period
+    R = run["R"]
+    if str(night) not in R or str(night - 1) not in R:
+        return []
+    pairs = [(R[str(night - 1)][j], R[str(night)][j]) for j in range(max(0, first - 1), night - 1)]
+    return [(b, a) for b, a in pairs if b is not None and a is not None]

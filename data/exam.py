@@ -51,7 +51,7 @@ def metrics(R):
         return dict.fromkeys(("ACC", "BWT", "forgetting", "recall"))
     past = [j for j in range(T - 1) if last[j] is not None]
     n = max(1, len(past))
-    best = {j: max(R[i][j] for i in range(j, T - 1)) for j in past}
+    best = {j: max(there(R[i][j] for i in range(j, T - 1))) for j in past}
     return {"ACC": mean(there(last)),
             "BWT": sum(last[j] - R[j][j] for j in past) / n,
             "forgetting": sum(best[j] - last[j] for j in past) / n,

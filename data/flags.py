@@ -31,6 +31,8 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
                      "have an exam, NAME.tsv: question<TAB>answer, a line each"),
         "days": (7, SOME, "days and nights; of text all files, unless fewer are asked for"),
         "people": (8, SOME, "new people a day (--data=world)"),
+        "exam_every": (1, SOME, "mornings from one exam about all days to the next; on the morning "
+                       "before it is held, too; on others the last day alone is asked about"),
         "seed": (1, SEED, "of weights and sampling"),
         "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
     },
@@ -86,8 +88,10 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "budget": (0, COUNT, "dreams a night learns from; 0: all that pass the screen"),
         "random_expert": (0, SWITCH, "1: a random expert is awake in half of the dreams"),
     },
-    "consolidation": {
-        "period": (0, COUNT, "nights from one move of fast memory into slow to the next; 0: never"),
+    "levels of memory": {
+        "levels": (4, (1, 8), "of memory, fast to slow; each moves into the next slower one"),
+        "period": (5, COUNT, "nights from one move of the fast level to the next; the level after "
+                   "it moves every period^2 nights, and so on; 0: never"),
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}

@@ -415,8 +415,9 @@ def summary_of(night, noted):
         words.append(f"{night['kept']:d} quizzes learnt")
     if night.get("cycles"):
         words.append(f"in {night['cycles']:d} cycles")
-    if night.get("consolidated"):
-        words.append("fast memories moved into the slow level")
+    for move in night.get("moves") or []:
+        words.append(f"level {move['level']:d} " + ("stays: the move was undone"
+                     if "undone" in move else "moved into the next slower one"))
     if night.get("recall") is not None:
         words.append(f"next morning {percent(night['recall'])}")
     return " \u00b7 ".join(words)

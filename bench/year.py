@@ -1,0 +1,196 @@
+"""
+A long life: a night a day for a year, and memories that move from level to level.
+
+    python bench/year.py                                365 days of one person and news, seed 6
+    python bench/year.py --days=100 --seeds=6,7,8       three shorter lives
+    python bench/year.py --table=1                      only the tables, from the result file
+                                                                    -> bench/results/year.json
+A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
+holds them). It is told how long it will take before it begins: on a quiet CPU thread a base takes
+some 3 minutes, a night about 15 seconds, a move as much as the nights that it is made of.
+
+What is measured: the exam about all days every --exam_every mornings and on the ones before, so
+that what a move costs can be seen; recall by the age of what is remembered and by the level it
+lives in; the seconds of every night and of every move, and the milliseconds of an answer; bits a
+parameter. Bits are those of the world: log2 of how many values a fact could have had.
+"""
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from statistics import median
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+import seed as night                                                 # noqa: E402
+import sleep                                                         # noqa: E402
+from bench import stats                                              # noqa: E402
+from bench.ablations import begun                                    # noqa: E402
+from bench.tables import year                                        # noqa: E402
+from data import flags, store, world                                 # noqa: E402
+from data.gate import remember                                       # noqa: E402
+from model import FAST                                               # noqa: E402
+
+FLAGS = {
+    "days": (365, (1, 10000), "days and nights"),
+    "seeds": ("6", flags.TEXT, "seeds of weights and world, with commas"),
+    "people": (1, (1, 64), "new people a day, beside the news of three known"),
+    "period": (5, flags.COUNT, "nights from move to move of the fast level"),
+    "levels": (4, (1, 8), "of memory"),
+    "exam_every": (25, (1, 10000), "mornings from one exam about all days to the next"),
+    "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
+    "work": ("out-year", flags.TEXT, "folder of the lives"),
+    "result": (os.path.join(stats.RESULTS, "year.json"), flags.TEXT, "result file"),
+    "table": (0, flags.SWITCH, "1: print the tables of the result file, live nothing"),
+}
+NAME, ASKED = "year.py", 5          # questions answered one by one for the time of an answer
+POSSIBLE = {"born": 28 * len(world.MONTHS), "lives": 99 * len(world.STREETS) * len(world.KINDS),
+            "works": len(world.FIRMS) * (len(world.FIRMS) - 1),
+            "loves": len(world.LOVES) * (len(world.LOVES) - 1),
+            "town": len(world.SIDES) * len(world.PLACES)}            # values of a fact
+
+
+# --------------------------------------------------------------------------------------------------
+# One life, timed
+
+def live(o, number):
+    """One life -> its row of the result file."""
+    out = os.path.join(os.path.abspath(o.work), f"days{o.days}-seed{number}")
+    base = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
+    words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
+             f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}",
+             f"--exam_every={o.exam_every}", *base]
+    a, data = begun(words, out)
+    done = os.path.isfile(os.path.join(out, "base.pt"))
+    usual = sleep.NIGHTS["sleep"], night.consolidate
+    clock = Clock(os.path.join(out, "times.jsonl"))
+    sleep.NIGHTS["sleep"], night.consolidate = clock.night(usual[0]), clock.move(usual[1])
+    try:
+        model, seconds = sleep.pretrained(a, None if done else sleep.born(a, data), data)
+        summary = sleep.live(a, a.method, model, data, out, seconds)
+    finally:
+        sleep.NIGHTS["sleep"], night.consolidate = usual
+    model, state = sleep.load(os.path.join(out, "checkpoint.pt"), "cpu")
+    return row(o, number, summary, state, model, clock.read(), shlex.join(words))
+
+
+class Clock:
+    """The seconds of each night and of its moves, in a file of a line a night, so that a life that
+    goes on tomorrow has those of yesterday. A life is the same to the last bit without it."""
+    def __init__(self, path):
+        self.path, self.moves = path, []
+
+    def night(self, asleep):
+        def timed(a, model, day, marks, i):
+            self.moves, began = [], time.time()
+            model, log = asleep(a, model, day, marks, i)
+            line = {"night": i + 1, "seconds": time.time() - began, "moves": self.moves,
+                    "answer_ms": self.answer(model, marks), **weights_of(model)}
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+            return model, log
+        return timed
+
+    def move(self, consolidate):
+        def timed(*args):
+            began = time.time()
+            try:
+                return consolidate(*args)
+            finally:
+                self.moves.append(time.time() - began)
+        return timed
+
+    def answer(self, model, marks):
+        """Milliseconds of an answer, questions one by one: the median of a few."""
+        took = []
+        for q in [q for q in model.imagined.tolist() if q][:ASKED]:
+            began = time.time()
+            remember(model, marks, [tuple(t for t in q if t >= 0)])
+            took.append(1000 * (time.time() - began))
+        return median(took) if took else None
+
+    def read(self):
+        """[line] a night; of a night that was lived again, the last."""
+        with open(self.path, encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f]
+        return list({line["night"]: line for line in lines}.values())
+
+
+def weights_of(model):
+    """{"experts": [(experts, parameters)] of each level of memory, "gate": parameters}."""
+    levels = range(FAST, len(model.config.ranks))
+    held = [[block.levels[level] for block in model.blocks] for level in levels]
+    return {"experts": [(many[-1].n_experts, sum(x.A.numel() + x.B.numel() for x in many))
+                        for many in held],
+            "gate": model.things.numel() + model.reach.numel()}
+
+
+# --------------------------------------------------------------------------------------------------
+# What is known of it
+
+def row(o, number, summary, state, model, times, command):
+    """The row of a life in the result file. R: only the mornings on which all days were asked."""
+    whole = [i for i, shares in enumerate(summary["R"]) if shares[0] is not None or i == 0]
+    keys = ("ACC", "BWT", "recall", "old_before", "old_after", "reading_before", "reading_after",
+            "never_met_after", "kinds", "params_before", "params_after", "seconds")
+    moves = [(n["night"], m) for n in state["nights"] for m in n.get("moves", ())]
+    told = bits_told(number, o)
+    return {"days": o.days, "seed": number, "people": o.people, "period": o.period,
+            "levels": o.levels, **stats.provenance("python sleep.py " + command),
+            **{k: summary[k] for k in keys if k in summary},
+            "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
+            "next_morning": [r[i] for i, r in enumerate(summary["R"])],
+            "lives_in": levels_of(o.days, moves), "moves": moves, "facts": told[0],
+            "bits": told[1], "undone": sum("undone" in n for n in state["nights"]),
+            "given_up": sum(n.get("given_up", 0) for n in state["nights"]),
+            "times": [{k: round(v, 3) if isinstance(v, float) else v for k, v in t.items()}
+                      for t in times]}
+
+
+def levels_of(days, moves):
+    """The level in which each day's memories live in the end, counted from 1; [(night, log)]."""
+    where = [1] * days
+    for number, move in moves:
+        if "undone" not in move:
+            where = [k + 1 if d < number and k == move["level"] - FAST + 1 else k
+                     for d, k in enumerate(where)]
+    return where
+
+
+def bits_told(number, o):
+    """(facts, bits) of all that was told and is true in the end, without what was known before."""
+    made = world.make_world(number, o.days, o.people)
+    before = world.true_of(made["facts"])
+    told = [f for day in made["days"] for t in day for f in t.facts]
+    true = {(name, relation): value for name, facts in world.true_of(told).items()
+            for relation, value in facts.items()}
+    new = {key: v for key, v in true.items() if before.get(key[0], {}).get(key[1]) != v}
+    people = len(made["taken"])
+    return len(new), sum(math.log2(POSSIBLE.get(relation, people)) for _, relation in new)
+
+
+def main(argv):
+    o = flags.parse(argv, __doc__, FLAGS, NAME)
+    seeds = flags.numbers(o.seeds, "seeds", NAME)
+    if not o.table:
+        hours = len(seeds) * (0.1 + o.days * 22 / 3600)
+        print(f"{len(seeds)} lives of {o.days} days: expect about {hours:.1f} hours on a quiet CPU "
+              "thread; cut it off when you like, it goes on", flush=True)
+        for number in seeds:
+            file = stats.read(os.path.abspath(o.result)) or {"runs": []}
+            file["runs"] = [r for r in file["runs"] if (r["days"], r["seed"], r["period"],
+                            r["levels"]) != (o.days, number, o.period, o.levels)]
+            file["runs"].append(live(o, number))
+            kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
+            file |= stats.provenance(shlex.join(["python", "bench/year.py", *kept]))
+            store.write_json(o.result, file)
+    file = stats.read(os.path.abspath(o.result))
+    if file is None:
+        flags.fail(f"no {o.result} yet: run without --table", NAME)
+    print("\n".join(year(file)))
+
+
+if __name__ == "__main__":
+    flags.guarded(main, NAME)

@@ -1,0 +1,189 @@
+"""
+Rehearsal: what the experts of a level know, asked out of them again before they are recycled. Ours:
+[S] 2.2 lets a level be distilled into the next and says no more; this is what makes it complete.
+
+Nothing of a night was stored. But its expert has learnt to ask about it (seed.FORCED), and the gate
+knows how many things it holds. So experts dream questions until hardly any new thing turns up; as
+on the first night, everything that was asked of one thing is then asked of all of its kind
+(`asking.cross`); and each question is answered, closed book, by the newest memory that knows. What
+is asked is what the self dreams: no day and no exam is ever seen here.
+"""
+import math
+from collections import Counter
+
+import torch
+
+import dream
+from data import asking, notes
+from data.gate import (MAX_NEW, MIN_GAIN, awake_for, greedy, heard, listen, product, remember,
+                       specific, things_of, token_log_probs)
+from data.quizzes import (RestlessNight, join, pack, question_mask, repack, split,
+                          take, unpack)
+from data.engine import pad_rows
+
+DREAMS, ROUNDS, NEW = 256, 6, 0.03  # dreams an expert and round; rounds at most; until so few are new
+ALIKE, QUIZZES = 10, 8000           # quizzes with one answer about one thing; in all, at most
+SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
+                                    # would otherwise grow from level to level
+CHECKED = 512                       # quizzes by which a move is judged
+
+
+@torch.no_grad()
+def rehearse(model, level, marks):
+    """All that the experts of a level hold -> (Quizzes with targets, things (K, r), reach (K,)).
+
+    thing: the number of a thing; one of several nights, and whatever goes by the same name, is one.
+    passage: the expert that answers. Of what no expert dreams again nothing is left: neither a quiz
+    nor a thing. Raises RestlessNight where nothing is found.
+    """
+    mine = model.owner[:, 0] == level
+    z, known = dreamt_of(model, level, mine, marks)
+    asked = asking.cross(z, marks)
+    holders = {}
+    for k, expert in zip(known.tolist(), model.owner[mine, 1].tolist()):
+        holders.setdefault(k, set()).add(expert)
+    newest = [max(holders[k]) for k in asked.thing.tolist()]
+    likely = askable(model, level, asked, newest, marks)
+    z, sources = answered(model, level, take(asked, likely), holders, marks)
+    keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())))
+    if not keep:
+        raise RestlessNight("its memories answer nothing for sure")
+    z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
+    target = asking.memory_of(model, z, marks, dict(enumerate(sources)))
+    kept, thing = z.thing.unique(return_inverse=True)
+    place = things_of(model.things[mine])                           # one entry of the gate a place
+    places = [place == p for p in place[torch.isin(known, kept)].unique().tolist()]
+    things = torch.stack([model.things[mine][where].mean(0) for where in places])
+    reach = torch.stack([model.reach[mine][where].max() for where in places])
+    z = z._replace(target=(SHARPER * target).log_softmax(-1), thing=thing,
+                   passage=torch.tensor([expert for _, expert in sources], device=model.device),
+                   recalled=torch.ones_like(thing, dtype=torch.bool))
+    return z, things, reach
+
+
+def dreamt_of(model, level, mine, marks):
+    """Questions as the experts of a level dream them, each thing by its most usual name ->
+    (Quizzes with places and things, the thing of each of the gate's entries `mine`)."""
+    z, found, before, known = None, {}, 0, things_of(model.things[mine])
+    many = max(LEAST, DREAMS * len(known) // max(1, model.n_experts(level)))
+    for _ in range(ROUNDS):
+        dreamt = dream.memories(model, level, marks, many)
+        new = [d for d in dreamt if (d[0], d[1]) not in found]
+        found.update({(d[0], d[1]): d[2] for d in new})
+        more = recognised(model, level, new, mine, known, marks) if new else None
+        if more is not None:
+            z = more if z is None else join(z, more)
+        count = 0 if z is None else len(z.thing.unique())
+        if count - before <= NEW * count:
+            break
+        before = count
+    if z is None or not len(z.ids):
+        raise RestlessNight("it holds no memories that can be dreamt again")
+    z = asking.apart(z, marks)
+    notes.dreamt_again([(e, q, found[e, q]) for e, q, _ in unpack(z)])
+    names, one = {}, {}
+    for k, (_, name, _) in zip(z.thing.tolist(), split(z)):
+        names.setdefault(k, Counter())[name] += 1
+    usual = {k: often.most_common(1)[0][0] for k, often in names.items()}
+    same = {k: one.setdefault(name, k) for k, name in usual.items()}
+    rows = zip(z.thing.tolist(), split(z))
+    z = take(z, asking.chosen(usual[k] == name for k, (_, name, _) in rows))
+    as_one = [same.get(k, k) for k in known.tolist()]
+    thing = torch.tensor([same[k] for k in z.thing.tolist()], device=z.ids.device)
+    return z._replace(thing=thing), torch.tensor(as_one, device=known.device)
+
+
+def recognised(model, level, dreamt, mine, known, marks):
+    """Dreams [(expert, question, answer)] that come near a thing of their expert, one of the gate's
+    entries `mine`, which are the things `known` -> Quizzes.
+
+    As with the day, a question becomes specific where its words are likelier to who knows: to its
+    expert, speaking from the first token on, than to the pretrained self.
+    """
+    z = pack(dreamt, model.device)
+    rows = [[*marks.bos, *q, *y] for _, q, y in dreamt]
+    start, given = [0] * len(rows), len(marks.bos)
+    own = token_log_probs(model, rows, [(level, e) for e, _, _ in dreamt], start)
+    nothing = token_log_probs(model, rows, [None] * len(rows), start)
+    gain = (own - nothing)[:, given:] * question_mask(z, marks)
+    begin, end = specific(gain, model.config.listens)
+    z = take(z._replace(begin=begin, end=end), gain.sum(1) > MIN_GAIN)
+    if not len(z.ids):
+        return None
+    x = product(heard(model, z, marks), model.metric.T)
+    others = z.passage[:, None] != model.owner[mine, 1]
+    gap, near = torch.cdist(x, model.things[mine]).square().masked_fill(others, torch.inf).min(1)
+    z = z._replace(thing=known.to(near.device)[near])
+    return take(z, gap < model.reach[mine][near])
+
+
+def askable(model, level, z, expert, marks):
+    """(N,) True where the expert of the thing would ask so."""
+    rows = [[*marks.bos, *q] for _, q, _ in unpack(z)]
+    log_p = token_log_probs(model, rows, [(level, e) for e in expert], [0] * len(rows))
+    return log_p[:, len(marks.bos) + len(marks.ask) - 1:].amin(1) > asking.LIKELY
+
+
+def answered(model, level, z, holders, marks):
+    """Quizzes with the answer of the newest expert that holds the thing and knows, else with its
+    "I do not know": (Quizzes, [(level, expert)]). holders: [{experts}] of each thing."""
+    pairs, shrug, found = unpack(z), tuple(model.unknown.tolist()), {}
+    prompts = [[*marks.bos, *q] for _, q, _ in pairs]
+    since, owners = listen(model, *pad_rows(prompts, model.device))
+    column, since = {tuple(who): u for u, who in enumerate(owners.tolist())}, since.tolist()
+    waiting = {i: sorted(holders[k]) for i, k in enumerate(z.thing.tolist())}
+    while waiting:
+        asked = [(i, (level, experts.pop())) for i, experts in waiting.items()]
+        asked = [(i, who) for i, who in asked if since[i][column[who]] >= 0]
+        begin = [since[i][column[who]] for i, who in asked]
+        awake = awake_for([who for _, who in asked], begin, model.device)
+        said = greedy(model, [prompts[i] for i, _ in asked], marks, MAX_NEW, awake)
+        for (i, who), y in zip(asked, map(tuple, said)):
+            if y[-1:] == (marks.end,) and (i not in found or y != shrug):
+                found[i] = y, who
+        waiting = {i: experts for i, experts in waiting.items()
+                   if experts and found.get(i, (shrug,))[0] == shrug}
+    index = sorted(found)
+    pairs = [(pairs[i][0], pairs[i][1], found[i][0]) for i in index]
+    if not pairs:
+        raise RestlessNight("its memories answer none of their own questions")
+    return (repack(take(z, torch.tensor(index)), pairs), [found[i][1] for i in index])
+
+
+def spread(z, keep):
+    """The numbers of quizzes, in random order, not too many with one answer about one thing."""
+    order, count = torch.randperm(len(z.ids)).tolist(), Counter()
+    facts = [(k, y) for k, (_, _, y) in zip(z.thing.tolist(), unpack(z))]
+    most = max(2, min(ALIKE, QUIZZES // max(1, len(set(facts)))))
+    keep, out = keep.tolist(), []
+    for i in (i for i in order if keep[i]):
+        count[facts[i]] += 1
+        out += [i] * (count[facts[i]] <= most)
+    return out
+
+
+@torch.no_grad()
+def bits_of(model, z, marks):
+    """What there is to hold: bits by which the answers surprise a pretrained self that may not say
+    "I do not know", each answer about each thing once."""
+    shrug, first = tuple(model.unknown.tolist()), {}
+    for k, (_, q, y) in zip(z.thing.tolist(), unpack(z)):
+        if y != shrug:
+            first.setdefault((k, y), [*marks.bos, *q])
+    rows = [q + list(y) for (_, y), q in first.items()]
+    start = torch.tensor([len(q) for q in first.values()])[:, None] - 1
+    log_p = token_log_probs(model, rows, [None] * len(rows), [0] * len(rows)).cpu()
+    nats = -log_p.masked_fill(torch.arange(log_p.shape[1]) < start, 0.0).sum()
+    if shrug:
+        rows = [q + [shrug[0]] for q in first.values()]
+        log_p = token_log_probs(model, rows, [None] * len(rows), [0] * len(rows)).cpu()
+        nats += torch.log1p(-log_p.gather(1, start).exp()).clamp(min=-30).sum()
+    return float(nats) / math.log(2)
+
+
+def known_again(model, z, marks):
+    """The share of some of the quizzes that the self answers, by its own gate, as it did."""
+    some = take(z, torch.randperm(len(z.ids))[:CHECKED])
+    pairs = unpack(some)
+    said = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
+    return sum(tuple(y) == a for (y, _), (_, _, a) in zip(said, pairs)) / len(pairs)
