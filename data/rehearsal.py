@@ -21,7 +21,8 @@ from data.quizzes import (RestlessNight, join, pack, question_mask, repack, spli
                           take, unpack)
 from data.engine import pad_rows
 
-DREAMS, ROUNDS, NEW = 256, 6, 0.03  # dreams an expert and round; rounds at most; until so few are new
+DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
+ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
 ALIKE, QUIZZES = 10, 8000           # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
