@@ -48,7 +48,8 @@ ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic sha
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 MOVE_STEPS, AT_LAST = 2.5, 0.25     # of a move: steps a fact; share for what is about to be lost
-BITS, STILL_KNOWN = 0.4, 0.8        # a parameter is to hold; share that a move must keep
+BITS, LEAST_RANK = 0.4, 16          # that a parameter of a slower expert is to hold; its rank
+STILL_KNOWN = 0.85                  # share of its quizzes that a move must keep
 
 
 # --------------------------------------------------------------------------------------------------
@@ -369,7 +370,7 @@ def consolidate(model, level, marks, a):
 def rank_for(model, bits):
     """The rank of an expert that is to hold so many bits."""
     a_rank = 2 * model.config.n_embd * len(model.remembering())     # parameters
-    return max(1, math.ceil(bits / BITS / a_rank))
+    return max(LEAST_RANK, math.ceil(bits / BITS / a_rank))
 
 
 # --------------------------------------------------------------------------------------------------

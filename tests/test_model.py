@@ -200,6 +200,41 @@ def test_tomorrows_rank():
         model.set_ranks((9, 4, 5))
 
 
+def test_more_levels_or_fewer_are_the_same_self():
+    model, ids = plain(), tokens(3, 20)
+    was = model(ids)
+    model.set_ranks((2, 3, 4, 5, 6))
+    assert len(model.blocks[0].levels) == 5 and model.blocks[0].levels[-1].up is not None
+    assert [level.rank for level in model.blocks[1].levels] == [2, 3, 4, 5, 6]
+    assert torch.equal(model(ids), was)
+    state = model.state_dict()
+    again = GPT(model.config).to(was.dtype)
+    again.load_state_dict(state)
+    assert torch.equal(again(ids), was)
+    model.set_ranks((2, 3))
+    assert len(model.blocks[0].levels) == 2 and torch.equal(model(ids), was)
+    model.unlock(FAST), model.settle(FAST)
+    with pytest.raises(ValueError, match="in the last of its 2 levels"):
+        model.set_ranks((2, 3, 4))
+
+
+def test_a_level_may_grow_in_rank_and_what_it_holds_does_not_change():
+    model, ids = lively(), tokens(3, 20)
+    model.settle(SLOW)
+    E, rank = model.n_experts(SLOW), model.config.ranks[SLOW]
+    who = awake((SLOW, [0, 1, -1], [0] * 3))
+    before = model(ids, awake=who)
+    model.unlock(SLOW, rank=rank + 3)
+    assert model.live(SLOW)[0].shape[-1] == rank + 3 == model.config.ranks[SLOW]
+    assert torch.allclose(model(ids, awake=who), before, atol=1e-5)
+    model.settle(SLOW)
+    model.unlock(SLOW, rank=1)                              # it never shrinks while it holds one
+    assert model.config.ranks[SLOW] == rank + 3 and model.n_experts(SLOW) == E + 2
+    model.reset(SLOW)
+    model.unlock(SLOW, rank=1)
+    assert model.config.ranks[SLOW] == 1 and model.live(SLOW)[0].shape[-1] == 1
+
+
 # --------------------------------------------------------------------------------------------------
 # awake, since
 

@@ -10,9 +10,10 @@ import torch
 import dream
 import seed
 import sleep
-from data import asking, flags, gate, world as W
+from data import asking, flags, gate, rehearsal, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
+from data.quizzes import pack, sureness, take, unpack
 from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
@@ -147,24 +148,115 @@ def test_old_experts_dream_of_their_own_night(world, two_nights):
         assert share[0] > 0.2 * len(asked) and share[1] < 0.2 * share[0], (e, share, len(asked))
 
 
-def test_many_nights_become_one_expert_of_the_slow_level(world, base, two_nights, monkeypatch):
-    monkeypatch.setattr(seed, "SLOW_STEPS", 100)
+def test_many_nights_become_one_expert_of_the_next_slower_level(world, base, two_nights):
     random.seed(0), torch.manual_seed(0)
-    model = clone(two_nights[0][1])
-    things = model.things.clone()
-    log = seed.consolidate(model, G.MARKS, settings())
-    assert model.n_experts(FAST) == 0 and model.n_experts(SLOW) == 1
-    assert torch.equal(model.things, things) and (model.owner == torch.tensor([SLOW, 0])).all()
-    assert log["consolidated"]["quizzes"] >= 4
-    assert G.recall(model, world.new[:4]) > 0.4
+    model, before = clone(two_nights[0][1]), G.recall(two_nights[0][1], world.new[:4])
+    model.set_ranks((*model.config.ranks, 8))                   # two slow levels behind the fast one
+    entries = len(model.things)
+    log = seed.consolidate(model, FAST, G.MARKS, settings())
+    assert (model.n_experts(FAST), model.n_experts(SLOW), model.n_experts(SLOW + 1)) == (0, 1, 0)
+    assert (model.owner == torch.tensor([SLOW, 0])).all() and 4 <= len(model.things) <= entries
+    assert log["known"] >= seed.STILL_KNOWN and log["rank"] == model.config.ranks[SLOW]
+    assert log["entries"] == entries and log["things"] == len(model.things)
+    assert G.recall(model, world.new[:4]) >= before - 0.2 > 0.3
     assert G.recall(model, world.old) >= G.recall(base, world.old) - 0.1
     for name, p in base.named_parameters():
         assert torch.equal(p, model.get_parameter(name)), name
+    log = seed.consolidate(model, SLOW, G.MARKS, settings())    # and on into the next
+    assert (model.n_experts(FAST), model.n_experts(SLOW), model.n_experts(SLOW + 1)) == (0, 0, 1)
+    assert log["level"] == SLOW and G.recall(model, world.new[:4]) >= before - 0.3
 
 
 def test_consolidating_nothing_is_refused(base):
     with pytest.raises(seed.RestlessNight, match="no memories"):
-        seed.consolidate(clone(base), G.MARKS, settings())
+        seed.consolidate(clone(base), FAST, G.MARKS, settings())
+
+
+def lively_levels(model, nights, moves, *words):
+    """[level, ...] that move on each night; `moves` stands for seed.consolidate."""
+    a, found = settings(*words), []
+    for i in range(nights):
+        log = {}
+        moves.clear()
+        model, log = sleep.moved(a, model, log, G.MARKS, i)
+        found.append([*moves])
+    return found, log
+
+
+def test_the_level_k_moves_every_period_to_the_k(base, monkeypatch):
+    moves, model = [], clone(base)
+    model.set_ranks((*model.config.ranks, 8, 8))
+    monkeypatch.setattr(seed, "consolidate", lambda model, level, marks, a: moves.append(level) or
+                        {"level": level})
+    found, _ = lively_levels(model, 9, moves, "--period=2")
+    assert found == [[], [1], [], [1, 2], [], [1], [], [1, 2, 3], []]
+    found, log = lively_levels(model, 4, moves, "--period=3")
+    assert found == [[], [], [1], []] and log == {}
+    for words in (["--period=0"], ["--period=1", "--gate=0"], ["--period=1", "--expand=0"]):
+        assert lively_levels(model, 2, moves, *words)[0] == [[], []]
+    model.config.listens = "text"
+    assert lively_levels(model, 2, moves, "--period=1")[0] == [[], []]
+
+
+def test_a_move_gone_wrong_is_undone_and_the_slower_ones_wait(base, monkeypatch):
+    asked, model = [], clone(base)
+    model.set_ranks((*model.config.ranks, 8))
+
+    def spoilt(model, level, marks, a):
+        asked.append(level)
+        model.unlock(level)
+        raise seed.RestlessNight("too little was still known")
+    monkeypatch.setattr(seed, "consolidate", spoilt)
+    woken, log = sleep.moved(settings("--period=2"), model, {}, G.MARKS, 3)
+    assert asked == [FAST] and woken.n_experts(FAST) == 0 and not woken.live(FAST)
+    assert log["moves"] == [{"level": FAST, "undone": "too little was still known"}]
+
+
+def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
+    monkeypatch.setattr(seed, "STILL_KNOWN", 1.01)
+    monkeypatch.setattr(seed, "MOVE_STEPS", 0.1)
+    monkeypatch.setattr(seed, "LEAST", 4)
+    model = clone(two_nights[0][1])
+    before = clone(model)
+    woken, log = sleep.moved(settings("--period=2"), model, {}, G.MARKS, 1)
+    assert "still known" in log["moves"][0]["undone"] and same_state(woken, before)
+
+
+def test_of_two_nights_memories_the_newest_that_knows_answers(world, two_nights):
+    """And of one thing under one name there are no two answers to one question."""
+    random.seed(0), torch.manual_seed(0)
+    model = two_nights[0][1]
+    z, things, reach = rehearsal.rehearse(clone(model), FAST, G.MARKS)
+    asked = [q for _, q, _ in unpack(z)]
+    assert len(asked) == len(set(asked)) and len(things) == len(reach) <= len(model.things)
+    assert {0, 1} == set(z.passage.tolist())
+    said = [y for y, _ in gate.remember(model, G.MARKS, asked)]
+    same = [tuple(y) == a for y, (_, _, a) in zip(said, unpack(z))]
+    assert sum(same) > 0.8 * len(same)
+    p, sharper = sureness(z._replace(target=(z.target / rehearsal.SHARPER).log_softmax(-1))), sureness(z)
+    assert (sharper[p > 0.6] > p[p > 0.6] - 1e-6).all()
+
+
+def test_not_too_many_quizzes_with_one_answer():
+    rows = [(0, (1, 5 + i, 2), (9, 3)) for i in range(rehearsal.ALIKE + 5)] + [(0, (1, 4, 2), (8, 3))]
+    z = pack(rows, "cpu")._replace(thing=torch.zeros(len(rows), dtype=torch.long))
+    keep = torch.ones(len(rows), dtype=torch.bool)
+    kept = rehearsal.spread(z, keep)
+    assert len(kept) == rehearsal.ALIKE + 1 and len(rows) - 1 in kept
+    assert rehearsal.spread(z, ~keep) == []
+
+
+def test_bits_are_those_that_surprise_the_pretrained_self(base, world):
+    """A thing that it knows has few; a new one as many as its answer is unlikely, shrugs aside."""
+    rng, bits = random.Random(0), []
+    for things in (world.old[:4], world.new[:4]):
+        pairs = [(0, *G.quiz(t, k, rng)) for t in things for k in range(G.PROPERTIES)]
+        z = pack([(p, tuple(q), tuple(y)) for p, q, y in pairs], "cpu")
+        z = z._replace(thing=torch.arange(len(pairs)))
+        bits.append(rehearsal.bits_of(base, z, G.MARKS) / len(pairs))
+        twice = rehearsal.bits_of(base, take(z, torch.arange(len(pairs)).repeat(2)), G.MARKS)
+        assert abs(twice / len(pairs) - bits[-1]) < 1e-3
+    assert bits[0] < 0.5 < 1.5 < bits[1] < 20
 
 
 def test_the_day_is_gone_after_the_night(base, two_nights):
@@ -324,14 +416,14 @@ def imports(name):
 
 
 SLEEPING = ["model.py", "dream.py", "seed.py", "data/gate.py", "data/asking.py", "data/quizzes.py",
-            "data/notes.py"]
+            "data/notes.py", "data/rehearsal.py"]
 
 
 @pytest.mark.parametrize("chapter", SLEEPING)
 def test_sleeping_code_knows_no_world(chapter):
     """It imports nothing that holds text, and no word of the world stands in its code."""
     allowed = {"dream", "model", "data.text", "data.team", "data.engine", "data.kernels",
-               "data.gate", "data.asking", "data.quizzes", "data.notes"}
+               "data.gate", "data.asking", "data.quizzes", "data.notes", "data.rehearsal"}
     others = {"math", "random", "collections", "copy", "dataclasses", "functools", "torch", "torch.nn",
               "torch.nn.functional", "torch.utils.checkpoint", "tqdm"}
     assert imports(chapter) <= allowed | others
