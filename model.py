@@ -9,7 +9,8 @@ Models Need Sleep, arXiv 2606.03979, [S] from here on, Eq. 1-2):
     h <- h + attention(norm h)    the context: the fastest and most fragile memory
     h <- h + level_0(norm h)      lives for a night: throw-away experts, each trying one dream
     h <- h + level_1(norm h)      fast level: empty at first, one low-rank expert a night
-    h <- h + level_2(norm h)      slow level: the pretrained MLP, and what was consolidated into it
+    h <- h + level_2(norm h) ...  slower levels: an expert holds what many of the level before held
+    h <- h + level_n(norm h)      the slowest: the pretrained MLP, and what comes to it in the end
 
     level(x) = MLP(x) + B_e phi(A_e x)      e: the expert that is awake in this row, if any is
 
@@ -34,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from data.engine import attend_behind, rows_of, visible
 from data.kernels import grouped_experts, grown, slowed
 
-TRIAL, FAST, SLOW = 0, 1, 2         # the memory levels of every block, fast to slow
+TRIAL, FAST, SLOW = 0, 1, 2         # memory levels of every block; slower ones follow
 GATE = ("things", "reach", "owner", "names", "unknown", "imagined", "quotes")   # not its metric
 
 
@@ -329,7 +330,8 @@ class GPT(nn.Module):
         """As many levels as there are ranks, the last with the MLP, and the ranks of tomorrow's
         experts. Raises ValueError where experts of another rank are held, or would be lost."""
         few = len(self.config.ranks)
-        if len(ranks) != few and any(self.n_experts(i) for i in range(min(few, len(ranks)) - 1, few)):
+        moved = range(min(few, len(ranks)) - 1, few) if len(ranks) != few else ()
+        if any(self.n_experts(level) for level in moved):
             raise ValueError(f"the model holds experts in the last of its {few} levels")
         for level, (old, new) in enumerate(zip(self.config.ranks, ranks)):
             if old != new and self.n_experts(level):
@@ -385,19 +387,14 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.levels[level].A_live = block.levels[level].B_live = None
 
-    def reset(self, level, heir=None):
-        """Empty a level (synaptic pruning): its experts go; what the gate knows of them goes too,
-        or to the heir (level, expert)."""
+    def reset(self, level):
+        """Empty a level (synaptic pruning): its experts go, and what the gate knows of them."""
         self.discard(level)
         for level_ in (block.levels[level] for block in self.blocks):
             level_.A, level_.B = level_.A[:0], level_.B[:0]
         gone = self.owner[:, 0] == level
-        if heir is None:
-            self.things, self.reach = self.things[~gone], self.reach[~gone]
-            self.owner, self.names = self.owner[~gone], self.names[~gone[:len(self.names)]]
-        else:
-            heir = torch.tensor(heir, device=self.device)
-            self.owner = torch.where(gone[:, None], heir, self.owner)
+        self.things, self.reach = self.things[~gone], self.reach[~gone]
+        self.owner, self.names = self.owner[~gone], self.names[~gone[:len(self.names)]]
 
     def remember_things(self, things, reach, level, expert, names=()):
         """Give the gate things (K, r) with their reach (K,) that wake an expert of a level. names:

@@ -338,9 +338,9 @@ def consolidate(model, level, marks, a):
     """Distil all experts of a level into one new expert of the next slower, then recycle them
     ([S] 2.2, 3.2, 3.3), in place. Returns a log; raises RestlessNight.
 
-    The experts ask and answer all they know (data/rehearsal.py); their things are the new one's,
-    one entry of the gate a thing, so it wakes where they did. Its rank follows the bits it is to hold.
-    In the last part it learns most of what is about to be lost (prioritised rehearsal).
+    The experts ask and answer all they know (data/rehearsal.py); their things are the new one's, so
+    it wakes where they did. Its rank follows the bits it is to hold. In the last part it learns
+    most what is about to be lost (prioritised rehearsal).
     """
     teacher, slower = clone(model, share=True), level + 1
     (z, things, reach), new = rehearse(teacher, level, marks), model.n_experts(slower)

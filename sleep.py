@@ -64,7 +64,7 @@ def main(argv):
     if a.contrast and a.method == "sleep":
         lives += [(name, os.path.join(a.out_dir, name)) for name in flags.BESIDE]
     summaries = [live(a, name, base, data, folder, seconds) for name, folder in lives]
-    report(summaries, a)
+    diary.report(summaries, a)
 
 
 DATA = {"world": world.load, "text": textfiles.load, "languages": languages.load,
@@ -101,7 +101,7 @@ def born(a, data):
 
 
 def ranks_of(a, data):
-    """Ranks of the experts of each level, that of the throw-away copies first; a studied day is more
+    """Ranks of the experts of each level, that of throw-away copies first; a studied day is more
     than the context could hold. A move gives a slower level what it needs."""
     fast = a.rank * (STUDIOUS if data.listen == "text" else 1)
     return a.rank, fast, *[3 * a.rank] * max(1, a.levels - 1)
@@ -225,7 +225,7 @@ def live(a, method, base, data, folder, pretraining):
         notes.begin(state["pending"])
         model, log = spend(state["seconds"], "night", NIGHTS[method], a, model, day, data.marks, i)
         state["pending"] = left_over(day, log, state["pending"])
-        morning = spend(state["seconds"], "exam", examine, a, model, data, i)
+        morning = spend(state["seconds"], "exam", examine, model, data, i)
         remember_morning(state, log, morning, method)
         diary.note(state, model, data)
         save(path, model, **state)
@@ -351,14 +351,9 @@ NIGHTS = {"sleep": asleep, "sft": fine_tune, "none": awake_all_night}      # a b
 # --------------------------------------------------------------------------------------------------
 # Morning
 
-def whole_morning(a, i, last):
-    return (i + 1) % a.exam_every in (0, a.exam_every - 1) or i + 1 == last
-
-
-def examine(a, model, data, i):
-    """The exams of all days so far as they are true today, and what is asked every morning. With
-    --exam_every of the day alone, but for every so many mornings, the one before, and the last."""
-    asked = range(i + 1) if whole_morning(a, i, len(data.days)) else [i]
+def examine(model, data, i):
+    """The exams of the days so far as they are true today, and what is asked every morning."""
+    asked = range(i + 1) if exam.of_all_days(i, len(data.days)) else [i]
     days = {j: exam.sit(model, data, data.exams(j, i)) for j in asked}
     return days, exam.sit(model, data, [x for items in data.always.values() for x in items])
 
@@ -390,21 +385,6 @@ def summarise(a, method, model, state):
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
             "device": run.name_of(a.torch_device), "threads": torch.get_num_threads(),
             "processes": team.SIZE}
-
-
-def report(summaries, a):
-    """What a person wants to see at the end of a run."""
-    first = summaries[0]
-    exam.show(first["R"], first["method"])
-    exam.show_kinds(first["kinds"])
-    print(f"\n{'':8}{'recall':>8}{'ACC':>8}{'BWT':>8}{'parameters':>12}{'seconds':>9}")
-    for s in summaries:
-        spent = s["seconds"]["total"] - s["seconds"]["pretrain"]
-        shares = exam.column(s["recall"]) + exam.column(s["ACC"]) + exam.column(s["BWT"], "+8.3f")
-        print(f"{s['method']:8}{shares}{s['params_after']:12,}{spent:9.1f}")
-    path, look = (os.path.join(a.out_dir, name) for name in ("summary.json", diary.page.NAME))
-    print(f"\n{path} has the numbers. See it in a browser:\n  {look}\nAsk it yourself:\n"
-          f"  python sleep.py {flags.pasted(out_dir=a.out_dir, ask='Where does Ada Bram live?')}")
 
 
 # --------------------------------------------------------------------------------------------------

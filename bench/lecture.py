@@ -49,8 +49,8 @@ MAP = [  # step of the lecture, equation, its source, file: function, the line t
      '"BWT": sum('),
     (7, "undone if more than a quarter of the old has changed", "ours", "data/asking.py: look_back",
      "if moved > MOVED:"),
-    (8, "distil the fast experts into one slow one, then reset", "[S] 2.2, 3.3",
-     "seed.py: consolidate", "model.reset(FAST, heir=(SLOW, new))"),
+    (8, "distil the experts of a level into one of the next, then reset", "[S] 2.2, 3.3",
+     "seed.py: consolidate", "model.reset(level)"),
 ]
 
 

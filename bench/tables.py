@@ -663,7 +663,7 @@ def year(file):
 def added(run):
     """Parameters of all experts and of the gate."""
     last = run["times"][-1]
-    return sum(n for _, n in last["experts"]) + last["gate"]
+    return max(1, sum(n for _, n in last["experts"]) + last["gate"])
 
 
 def by_age(run):
@@ -689,7 +689,7 @@ def by_level(run):
 def pace(run):
     """Seconds of a night without its moves, in the beginning and in the end; of moves, a night."""
     alone = [t["seconds"] - sum(t["moves"]) for t in run["times"]]
-    answers, few = [t["answer_ms"] for t in run["times"]], max(1, len(alone) // 10)
+    answers, few = [t["answer_ms"] or 0 for t in run["times"]], max(1, len(alone) // 10)
     return [run["days"], run["seed"], f"{median(alone[1:1 + few]):.1f} s",
             f"{median(alone[-few:]):.1f} s",
             f"{sum(sum(t['moves']) for t in run['times']) / len(alone):.1f} s",

@@ -29,7 +29,7 @@ import sleep                                                         # noqa: E40
 from bench import stats                                              # noqa: E402
 from bench.ablations import begun                                    # noqa: E402
 from bench.tables import year                                        # noqa: E402
-from data import flags, store, world                                 # noqa: E402
+from data import exam, flags, store, world                           # noqa: E402
 from data.gate import remember                                       # noqa: E402
 from model import FAST                                               # noqa: E402
 
@@ -60,18 +60,17 @@ def live(o, number):
     out = os.path.join(os.path.abspath(o.work), f"days{o.days}-seed{number}")
     base = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
     words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
-             f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}",
-             f"--exam_every={o.exam_every}", *base]
+             f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}", *base]
     a, data = begun(words, out)
     done = os.path.isfile(os.path.join(out, "base.pt"))
-    usual = sleep.NIGHTS["sleep"], night.consolidate
+    usual, exam.EVERY = (sleep.NIGHTS["sleep"], night.consolidate), o.exam_every
     clock = Clock(os.path.join(out, "times.jsonl"))
     sleep.NIGHTS["sleep"], night.consolidate = clock.night(usual[0]), clock.move(usual[1])
     try:
         model, seconds = sleep.pretrained(a, None if done else sleep.born(a, data), data)
         summary = sleep.live(a, a.method, model, data, out, seconds)
     finally:
-        sleep.NIGHTS["sleep"], night.consolidate = usual
+        (sleep.NIGHTS["sleep"], night.consolidate), exam.EVERY = usual, 1
     model, state = sleep.load(os.path.join(out, "checkpoint.pt"), "cpu")
     return row(o, number, summary, state, model, clock.read(), shlex.join(words))
 

@@ -64,7 +64,9 @@ def talk(a, model, data, night, save, lines=None):
             elif line == "dream":
                 dream_aloud(model, data)
             elif line == "who":
-                print(f"In mind: {counted(told)}. Slept on: {model.n_experts(FAST)} memories, "
+                levels = range(FAST, len(model.config.ranks))
+                print(f"In mind: {counted(told)}. Slept on: "
+                      f"{sum(model.n_experts(level) for level in levels)} memories, "
                       f"woken by {len(model.things)} things.")
             elif line == "help":
                 print(manual(data))

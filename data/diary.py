@@ -15,7 +15,7 @@ import os
 
 import torch
 
-from data import exam, notes, page, store
+from data import exam, flags, notes, page, store
 from data.engine import pad_rows
 from data.gate import listen
 from data.text import as_text, symbols
@@ -93,7 +93,8 @@ def source_of(source):
         return "the passage"
     if source is None or source[1] < 0:
         return "base"
-    return f"{'' if source[0] == FAST else 'slow '}memory {source[1] + 1}"
+    slower = ("", "slow ", "slower ", "slowest ")[min(source[0] - FAST, 3)]
+    return f"{slower}memory {source[1] + 1}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -236,3 +237,21 @@ def opens(model, data, picked):
         found.append({"tokens": [word(data, t) for t in q], "wakes": sorted(wakes), "said": said,
                       "truth": item.answer.strip(), "source": source_of(source)})
     return found
+
+
+# --------------------------------------------------------------------------------------------------
+# The end of a run
+
+def report(summaries, a):
+    """What a person wants to see at the end of a run."""
+    first = summaries[0]
+    exam.show(first["R"], first["method"])
+    exam.show_kinds(first["kinds"])
+    print(f"\n{'':8}{'recall':>8}{'ACC':>8}{'BWT':>8}{'parameters':>12}{'seconds':>9}")
+    for s in summaries:
+        spent = s["seconds"]["total"] - s["seconds"]["pretrain"]
+        shares = exam.column(s["recall"]) + exam.column(s["ACC"]) + exam.column(s["BWT"], "+8.3f")
+        print(f"{s['method']:8}{shares}{s['params_after']:12,}{spent:9.1f}")
+    path, look = (os.path.join(a.out_dir, name) for name in ("summary.json", page.NAME))
+    print(f"\n{path} has the numbers. See it in a browser:\n  {look}\nAsk it yourself:\n"
+          f"  python sleep.py {flags.pasted(out_dir=a.out_dir, ask='Where does Ada Bram live?')}")

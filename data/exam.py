@@ -12,6 +12,7 @@ from data.gate import MAX_NEW, answer
 
 APART = {"contradicted_context", "not_told", "never_met", "reversed", "described", "two_hops",
          "typed", "changed_old_value", "word", "in_context"}        # kinds that R does not count
+EVERY = 1                           # mornings; a long life (bench/year.py) has fewer exams
 
 
 def answers(model, data, items):
@@ -41,6 +42,12 @@ def share(graded, kinds=None):
     kinds = [k for k in graded if k not in APART | {"false_unknown"}] if kinds is None else kinds
     right = [r for k in kinds for r in graded.get(k, [])]
     return sum(right) / len(right) if right else None
+
+
+def of_all_days(i, n):
+    """Is the exam of morning i of n about all days? It is EVERY so many mornings, and on the ones
+    before: so what that night cost can be seen. On others it is about the last day alone."""
+    return (i + 1) % EVERY in (0, EVERY - 1) or i + 1 == n
 
 
 def metrics(R):

@@ -31,8 +31,6 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
                      "have an exam, NAME.tsv: question<TAB>answer, a line each"),
         "days": (7, SOME, "days and nights; of text all files, unless fewer are asked for"),
         "people": (8, SOME, "new people a day (--data=world)"),
-        "exam_every": (1, SOME, "mornings from one exam about all days to the next; on the morning "
-                       "before it is held, too; on others the last day alone is asked about"),
         "seed": (1, SEED, "of weights and sampling"),
         "world_seed": (1, SEED, "of the world: who lives in it and what is true of them"),
     },

@@ -124,15 +124,6 @@ def test_reset_empties_a_level_and_nothing_else():
             assert name in ("things", "reach", "owner") or torch.equal(t, state[name]), name
 
 
-def test_reset_with_an_heir_keeps_what_the_gate_knows():
-    model = gated(lively())
-    things, reach = model.things, model.reach
-    model.reset(FAST, heir=(SLOW, 2))
-    assert model.owner.tolist() == [[SLOW, 2]] * 4 + [[SLOW, 0]] * 2 + [[SLOW, 1]] * 2
-    assert torch.equal(model.things, things) and torch.equal(model.reach, reach)
-    assert model.n_experts(FAST) == 0
-
-
 def test_load_state_dict_of_more_or_fewer_experts_and_things():
     model, ids = gated(lively(torch.float32)), tokens(3, 20)
     model.unknown = torch.tensor([7, 3])
