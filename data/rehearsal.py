@@ -43,9 +43,13 @@ def rehearse(model, level, marks):
     holders = {}
     for k, expert in zip(known.tolist(), model.owner[mine, 1].tolist()):
         holders.setdefault(k, set()).add(expert)
-    newest = [max(holders[k]) for k in asked.thing.tolist()]
-    likely = askable(model, level, asked, newest, marks)
-    z, sources = answered(model, level, take(asked, likely), holders, marks)
+    dreamt, (z, sources) = z, answered(model, level, asked, holders, marks)
+    turned = turned_round(model, mine, known, dreamt, z, marks)
+    if turned is not None:
+        more, others = answered(model, level, turned, holders, marks)
+        z, sources = join(z, more), sources + others
+    if not sources:
+        raise RestlessNight("its memories answer none of their own questions")
     keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())))
     if not keep:
         raise RestlessNight("its memories answer nothing for sure")
@@ -111,11 +115,29 @@ def recognised(model, level, dreamt, mine, known, marks):
     z = take(z._replace(begin=begin, end=end), gain.sum(1) > MIN_GAIN)
     if not len(z.ids):
         return None
+    return near(model, z, mine, known, marks, z.passage[:, None] != model.owner[mine, 1])
+
+
+def near(model, z, mine, known, marks, others=False):
+    """The quizzes that come near one of the gate's entries `mine`, not one of the others (N, K); it
+    is the thing they are about."""
     x = product(heard(model, z, marks), model.metric.T)
-    others = z.passage[:, None] != model.owner[mine, 1]
-    gap, near = torch.cdist(x, model.things[mine]).square().masked_fill(others, torch.inf).min(1)
-    z = z._replace(thing=known.to(near.device)[near])
-    return take(z, gap < model.reach[mine][near])
+    gap = torch.cdist(x, model.things[mine]).square()
+    gap, entry = gap.masked_fill(torch.as_tensor(others, device=gap.device), torch.inf).min(1)
+    z = z._replace(thing=known.to(entry.device)[entry])
+    return take(z, gap < model.reach[mine][entry])
+
+
+def turned_round(model, mine, known, dreamt, z, marks):
+    """What was answered can be asked about, as on the first night (`asking.turn_round`), if it is a
+    thing of the gate -> Quizzes without answers, or None."""
+    direct = {(before, after): None for before, _, after in split(z)}
+    turned = asking.turn_round(dreamt, z, direct, tuple(model.unknown.tolist()), marks)
+    if turned is None:
+        return None
+    asked = {q for _, q, _ in unpack(z)}
+    turned = take(turned, asking.chosen(q not in asked for _, q, _ in unpack(turned)))
+    return near(model, turned, mine, known, marks) if len(turned.ids) else None
 
 
 def askable(model, level, z, expert, marks):
@@ -126,8 +148,11 @@ def askable(model, level, z, expert, marks):
 
 
 def answered(model, level, z, holders, marks):
-    """Quizzes with the answer of the newest expert that holds the thing and knows, else with its
-    "I do not know": (Quizzes, [(level, expert)]). holders: [{experts}] of each thing."""
+    """Quizzes that the newest expert which holds the thing would ask, with the answer of the newest
+    that knows, else its "I do not know": (Quizzes, [(level, expert)]). holders: {thing: experts}.
+    """
+    newest = [max(holders[k]) for k in z.thing.tolist()]
+    z = take(z, askable(model, level, z, newest, marks))
     pairs, shrug, found = unpack(z), tuple(model.unknown.tolist()), {}
     prompts = [[*marks.bos, *q] for _, q, _ in pairs]
     since, owners = listen(model, *pad_rows(prompts, model.device))
@@ -145,10 +170,9 @@ def answered(model, level, z, holders, marks):
         waiting = {i: experts for i, experts in waiting.items()
                    if experts and found.get(i, (shrug,))[0] == shrug}
     index = sorted(found)
+    z = take(z, torch.tensor(index, dtype=torch.long))
     pairs = [(pairs[i][0], pairs[i][1], found[i][0]) for i in index]
-    if not pairs:
-        raise RestlessNight("its memories answer none of their own questions")
-    return (repack(take(z, torch.tensor(index)), pairs), [found[i][1] for i in index])
+    return (repack(z, pairs) if index else z), [found[i][1] for i in index]
 
 
 def spread(z, keep):
