@@ -31,6 +31,7 @@ FLAGS = {
     "steps": (0, flags.COUNT, "of pretraining; 0: as many as by default"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
+    "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
     "work": ("out-week", flags.TEXT, "folder of the lives"),
     "table": (0, flags.SWITCH, "1: print the table of the result file, live nothing"),
 }
@@ -55,7 +56,8 @@ def life_of(o, seed):
     name = f"seed{seed}" if o.arch == "ours" else f"{o.arch}-seed{seed}"
     folder = os.path.abspath(os.path.join(o.work, name))
     week_long = live(seed, folder, o.device, f"--arch={o.arch}",
-                     *[f"--pretrain_steps={o.steps}"] * bool(o.steps))
+                     *[f"--pretrain_steps={o.steps}"] * bool(o.steps),
+                     *[f"--init_from={o.base.replace('{}', str(seed))}"] * bool(o.base))
     if not o.crowd:
         return week_long
     return live(seed, f"{folder}-crowd", o.device, f"--init_from={folder}/base.pt", "--days=1",
@@ -72,7 +74,7 @@ def main(argv):
         seeds = flags.numbers(o.seeds, "seeds", "week.py")
         with ThreadPoolExecutor(o.at_once) as side_by_side:
             runs = list(side_by_side.map(partial(life_of, o), seeds))
-        kept = [word for word in argv if not word.startswith("--work")]
+        kept = [word for word in argv if not word.startswith(("--work", "--base"))]
         file = {**stats.provenance(shlex.join(["python", "bench/week.py", *kept])), "runs": runs}
         with open(path, "w", encoding="utf-8") as f:
             json.dump(file, f, indent=1)
