@@ -165,13 +165,14 @@ def counted(topics, counting):
 
 
 def skills(file):
-    """How much of a language the morning knows, lesson gone: a line a life and its nights."""
+    """How much of a language the morning knows, lesson gone: a line a life and its nights; the seed
+    of development, 1, apart."""
     lives = {}
-    for run in file["runs"]:
-        lives.setdefault((run["life"], len(run["R"])), []).append(run)
+    for run in sorted(file["runs"], key=lambda run: run["seed"] == 1):
+        lives.setdefault((run["life"], len(run["R"]), run["seed"] == 1), []).append(run)
     rows = ["| life | nights | seeds | ACC | read | into | from | chrF | old |",
             "|---|---|---|---|---|---|---|---|---|"]
-    for (life, nights), runs in lives.items():
+    for (life, nights, _), runs in lives.items():
         ways = [mean(run["final"][way]["exact"] for run in runs) for way in ("into", "from")]
         sound = mean(way["chrf"] for run in runs for way in run["final"].values())
         cells = (mean(run["ACC"] for run in runs), mean(mean(run["in_context"]) for run in runs),

@@ -82,6 +82,11 @@ def test_defaults():
     assert flags.parse(["--data=dbpedia", "--data_dir=x"]).data_dir == "x"
 
 
+def test_levels_move_by_default_but_not_those_of_the_weights_of_others():
+    words = [], ["--init_from=x.pt"], ["--init_from=x"], ["--init_from=x", "--period=3"]
+    assert [flags.parse(some).period for some in words] == [5, 5, 0, 3]
+
+
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_names_every_flag_in_lines_of_80_columns(word, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -1,19 +1,13 @@
 """bench/year.py: a long life, cut off and gone on with, and what its tables say."""
 import json
-import subprocess
-import sys
+from argparse import Namespace
 
 import pytest
+import torch
 
+import sleep
 from bench import tables, year
-from tests.small import ROOT
-
-
-def ran(*words, ok=True):
-    done = subprocess.run([sys.executable, str(ROOT / "bench" / "year.py"), *words],
-                          capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode == 0) == ok, done.stderr[-500:]
-    return done
+from data import flags, world
 
 
 @pytest.fixture(scope="module")
@@ -21,32 +15,47 @@ def lived(tmp_path_factory):
     """A life of a self that cannot read: its nights are undone, its exams are held."""
     work = tmp_path_factory.mktemp("year")
     base, result = str(work / "base.pt"), str(work / "year.json")
-    small = ["--n_layer=2", "--n_embd=64", "--pretrain_steps=3", "--days=1", "--people=1",
-             "--contrast=0", f"--out_dir={work / 'small'}"]
-    subprocess.run([sys.executable, str(ROOT / "sleep.py"), *small], check=True,
-                   capture_output=True, cwd=ROOT)
-    (work / "small" / "base.pt").rename(base)
+    a = flags.parse(["--n_layer=2", "--n_embd=64"])
+    torch.manual_seed(0)
+    model = sleep.GPT(sleep.config_of(a, world.load(a)))
+    model.metric = torch.eye(64)
+    sleep.save(base, model, seconds=0.0)
     words = ["--days=4", "--period=2", "--exam_every=2", f"--base={base}", f"--work={work}",
              f"--result={result}"]
-    said = ran(*words).stdout
-    return words, result, said
+    year.main(words)
+    return words, result
 
 
-def test_a_life_and_its_file(lived):
-    words, result, said = lived
+def test_a_life_and_its_file(lived, capsys):
+    words, result = lived
     (r,) = json.load(open(result))["runs"]
     assert r["days"] == 4 and list(r["R"]) == ["1", "2", "3", "4"] and len(r["next_morning"]) == 4
     assert [t["night"] for t in r["times"]] == [1, 2, 3, 4] and r["undone"] == 4
     assert r["lives_in"] == [1] * 4 and r["facts"] > 4 and 6 < r["bits"] / r["facts"] < 14
-    assert r["commit"] and "--period=2" in r["command"] and "a quarter" in said
-    again = ran(*words)                                             # finished: not lived again
-    assert json.load(open(result))["runs"][0]["times"] == r["times"] and again.stdout
+    assert "commit" in r and "--period=2" in r["command"]
+    year.main(words)                                                # finished: not lived again
+    assert json.load(open(result))["runs"][0]["times"] == r["times"]
+    assert "a quarter" in capsys.readouterr().out
 
 
-def test_a_bad_period_is_one_line():
-    for word in ("--period=-1", "--levels=0", "--levels=9", "--exam_every=0", "--days=0"):
-        said = ran(word, ok=False)
-        assert said.stderr.count("\n") == 1 and word.split("=")[0] in said.stderr
+def test_the_clock_changes_nothing_and_is_taken_away(lived):
+    assert sleep.NIGHTS["sleep"] is sleep.asleep and year.exam.EVERY == 1
+    assert year.night.consolidate.__module__ == "seed"
+
+
+@pytest.mark.parametrize("word", ["--period=-1", "--levels=0", "--levels=9", "--exam_every=0",
+                                  "--days=0", "--people=x"])
+def test_what_cannot_be_is_one_line(word, capsys):
+    with pytest.raises(SystemExit):
+        year.main([word])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and word.split("=")[0] in said
+
+
+def test_bits_are_counted_in_what_was_told_and_is_true():
+    facts, bits = year.bits_told(6, Namespace(days=3, people=2))
+    more, more_bits = year.bits_told(6, Namespace(days=4, people=2))
+    assert 10 < facts < more and bits < more_bits and 5 < bits / facts < 14
 
 
 def test_in_which_level_a_day_lives():
