@@ -44,7 +44,7 @@ if not hasattr(torch.optim, "Muon"):
 from data import store, team, text  # noqa: E402
 
 NIGHT, PERSON, MORNING, SFT = 80, 47, 19, 75           # what takes as long as so many steps of
-DISTILLED, FACTS, WHOLE = 0.4, 45, 1.15                # pretraining: see `expectation`
+DISTILLED, FACTS, WHOLE, MOVED = 0.4, 45, 1.15, 0.5     # pretraining: see `expectation`
 STOP = []                               # signals heard: someone wants to stop
 LIVING = []                             # folder of the life that this process has begun or resumed
 
@@ -160,6 +160,7 @@ def expectation(a, step):
     In such steps a night takes NIGHT and PERSON for each person told of, a morning MORNING (from
     the seconds of a CPU in bench/results/week.json and crowd.json), a night of sft SFT; a step of
     distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and gradient.
+    A move takes MOVED of the nights that are moved.
     """
     born = 0 if flags.whole(a) else step * a.pretrain_steps
     if a.data != "world":
@@ -170,6 +171,8 @@ def expectation(a, step):
     lives = [a.method, *flags.BESIDE] if a.contrast and a.method == "sleep" else [a.method]
     night = step * nights[a.method]
     spent = sum(step * a.days * (nights[name] + MORNING) for name in lives)
+    if a.method == "sleep" and a.period and a.expand and a.gate:
+        spent += night * MOVED * (a.days // a.period * a.period)
     parts = [f"{spoken(born)} of pretraining"] * (born > 0.5)
     parts += [f"{spoken(night)} a night"] * (a.method == "sleep")
     return f"Expect about {spoken(born + spent)} in all" + (f": {', '.join(parts)}." if parts
