@@ -5,8 +5,8 @@ Rehearsal: what the experts of a level know, asked out of them again before they
 Nothing of a night was stored. But its expert has learnt to ask about it (seed.FORCED), and the gate
 knows how many things it holds. So experts dream questions until hardly any new thing turns up; as
 on the first night, everything that was asked of one thing is then asked of all of its kind
-(`asking.cross`); and each question is answered, closed book, by the newest memory that knows. What
-is asked is what the self dreams: no day and no exam is ever seen here.
+(`asking.cross`); and each question is answered as the self would, closed book. What is asked is
+what the self dreams: no day and no exam is ever seen here.
 """
 import math
 from collections import Counter
@@ -15,17 +15,17 @@ import torch
 
 import dream
 from data import asking, notes
-from data.gate import (MAX_NEW, MIN_GAIN, awake_for, greedy, heard, listen, product, remember,
-                       specific, things_of, token_log_probs)
-from data.quizzes import (RestlessNight, join, pack, question_mask, repack, split,
-                          take, unpack)
-from data.engine import pad_rows
+from data.gate import (MAX_NEW, MIN_GAIN, heard, product, remember, specific, things_of,
+                       token_log_probs)
+from data.quizzes import (RestlessNight, answers_of, join, pack, question_mask, repack, split, take,
+                          unpack)
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
 ALIKE, QUIZZES = 10, 8000           # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
+NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
 CHECKED = 512                       # quizzes by which a move is judged
 
 
@@ -40,28 +40,28 @@ def rehearse(model, level, marks):
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
     asked = asking.cross(z, marks)
-    holders = {}
-    for k, expert in zip(known.tolist(), model.owner[mine, 1].tolist()):
-        holders.setdefault(k, set()).add(expert)
-    dreamt, (z, sources) = z, answered(model, level, asked, holders, marks)
+    expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
+    expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
+    asked = take(asked, askable(model, level, asked, expert, marks))
+    dreamt, (z, sources) = z, answered(model, level, asked, marks)
     turned = turned_round(model, mine, known, dreamt, z, marks)
     if turned is not None:
-        more, others = answered(model, level, turned, holders, marks)
+        turned = take(turned, askable(model, level, turned, expert, marks))
+        more, others = answered(model, level, turned, marks)
         z, sources = join(z, more), sources + others
-    if not sources:
+    if not any(sources):
         raise RestlessNight("its memories answer none of their own questions")
     keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())))
     if not keep:
         raise RestlessNight("its memories answer nothing for sure")
     z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
-    target = asking.memory_of(model, z, marks, dict(enumerate(sources)))
     kept, thing = z.thing.unique(return_inverse=True)
     place = things_of(model.things[mine])                           # one entry of the gate a place
     places = [place == p for p in place[torch.isin(known, kept)].unique().tolist()]
     things = torch.stack([model.things[mine][where].mean(0) for where in places])
     reach = torch.stack([model.reach[mine][where].max() for where in places])
-    z = z._replace(target=(SHARPER * target).log_softmax(-1), thing=thing,
-                   passage=torch.tensor([expert for _, expert in sources], device=model.device),
+    passage = torch.tensor([-1 if who is None else who[1] for who in sources], device=model.device)
+    z = z._replace(target=targets(model, z, sources, marks), thing=thing, passage=passage,
                    recalled=torch.ones_like(thing, dtype=torch.bool))
     return z, things, reach
 
@@ -141,38 +141,37 @@ def turned_round(model, mine, known, dreamt, z, marks):
 
 
 def askable(model, level, z, expert, marks):
-    """(N,) True where the expert of the thing would ask so."""
-    rows = [[*marks.bos, *q] for _, q, _ in unpack(z)]
-    log_p = token_log_probs(model, rows, [(level, e) for e in expert], [0] * len(rows))
+    """(N,) True where the expert of the thing, expert (K,), would ask so."""
+    rows, who = [[*marks.bos, *q] for _, q, _ in unpack(z)], expert[z.thing].tolist()
+    log_p = token_log_probs(model, rows, [(level, e) for e in who], [0] * len(rows))
     return log_p[:, len(marks.bos) + len(marks.ask) - 1:].amin(1) > asking.LIKELY
 
 
-def answered(model, level, z, holders, marks):
-    """Quizzes that the newest expert which holds the thing would ask, with the answer of the newest
-    that knows, else its "I do not know": (Quizzes, [(level, expert)]). holders: {thing: experts}.
+def answered(model, level, z, marks):
+    """Quizzes with the answers of the self: (Quizzes, [(level, expert), or None for a shrug]).
+
+    What the level does not know for sure, and a slower one or the pretrained self may, it is to
+    learn to leave to them: such a question about one of its things is answered "I do not know".
     """
-    newest = [max(holders[k]) for k in z.thing.tolist()]
-    z = take(z, askable(model, level, z, newest, marks))
-    pairs, shrug, found = unpack(z), tuple(model.unknown.tolist()), {}
-    prompts = [[*marks.bos, *q] for _, q, _ in pairs]
-    since, owners = listen(model, *pad_rows(prompts, model.device))
-    column, since = {tuple(who): u for u, who in enumerate(owners.tolist())}, since.tolist()
-    waiting = {i: sorted(holders[k]) for i, k in enumerate(z.thing.tolist())}
-    while waiting:
-        asked = [(i, (level, experts.pop())) for i, experts in waiting.items()]
-        asked = [(i, who) for i, who in asked if since[i][column[who]] >= 0]
-        begin = [since[i][column[who]] for i, who in asked]
-        awake = awake_for([who for _, who in asked], begin, model.device)
-        said = greedy(model, [prompts[i] for i, _ in asked], marks, MAX_NEW, awake)
-        for (i, who), y in zip(asked, map(tuple, said)):
-            if y[-1:] == (marks.end,) and (i not in found or y != shrug):
-                found[i] = y, who
-        waiting = {i: experts for i, experts in waiting.items()
-                   if experts and found.get(i, (shrug,))[0] == shrug}
-    index = sorted(found)
-    z = take(z, torch.tensor(index, dtype=torch.long))
-    pairs = [(pairs[i][0], pairs[i][1], found[i][0]) for i in index]
-    return (repack(z, pairs) if index else z), [found[i][1] for i in index]
+    shrug, pairs, sources = tuple(model.unknown.tolist()), unpack(z), []
+    for i, (y, source) in enumerate(remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)):
+        mine = source is not None and source[0] == level
+        sources.append(source if mine else None)
+        pairs[i] = pairs[i][0], pairs[i][1], tuple(y) if mine else shrug
+    done = [i for i, (_, _, y) in enumerate(pairs) if y[-1:] == (marks.end,)]
+    z = take(z, torch.tensor(done, dtype=torch.long))
+    return (repack(z, [pairs[i] for i in done]) if done else z), [sources[i] for i in done]
+
+
+def targets(model, z, sources, marks):
+    """(N, A, V) log-probabilities to learn: those of the memory that answers, sharper; for sure
+    "I do not know" where it is none."""
+    target = asking.memory_of(model, z, marks, dict(enumerate(sources)))
+    target = (SHARPER * target).log_softmax(-1)
+    words = answers_of(z, z.ids[:, 1:], target.shape[1])[..., None]
+    certain = torch.full_like(target, NEVER).scatter(-1, words, 0.0)
+    left = torch.tensor([source is None for source in sources], device=target.device)
+    return torch.where(left[:, None, None], certain, target)
 
 
 def spread(z, keep):
@@ -207,8 +206,10 @@ def bits_of(model, z, marks):
 
 
 def known_again(model, z, marks):
-    """The share of some of the quizzes that the self answers, by its own gate, as it did."""
-    some = take(z, torch.randperm(len(z.ids))[:CHECKED])
-    pairs = unpack(some)
+    """The share of some of the quizzes about what is known that the self answers, by its own gate,
+    as it did."""
+    shrug = tuple(model.unknown.tolist())
+    pairs = [pair for pair in unpack(z) if pair[2] != shrug]
+    pairs = [pairs[i] for i in torch.randperm(len(pairs))[:CHECKED].tolist()]
     said = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
-    return sum(tuple(y) == a for (y, _), (_, _, a) in zip(said, pairs)) / len(pairs)
+    return sum(tuple(y) == a for (y, _), (_, _, a) in zip(said, pairs)) / max(1, len(pairs))
