@@ -350,6 +350,8 @@ def consolidate(model, level, marks, a):
     model.unlock(slower, seed=len(model.owner), rank=rank_for(model, bits))
     z = z._replace(since=wakes(model, z, slower, new, marks))
     z = take(z, z.since >= 0)
+    if not len(z.ids):
+        raise RestlessNight("the new expert sleeps through all it is to learn")
     facts, params = asking.facts_in(z), learners(model, slower)
     steps = max(LEAST, int(MOVE_STEPS * facts))
     even = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)

@@ -183,8 +183,17 @@ def year(files):
             f"{YEAR * grown / 1e6:.0f} million beside {runs[0]['params_before'] / 1e6:.2f} "
             "(multiplied, not measured). "
             f"[`speed.json`](results/speed.json), commit `{night['commit']}`, one round: night 100 "
-            f"costs {times['night 100']:.2f} of night 2. "
-            f"{without(files, 'every 2 nights', 'every 4 nights')}")
+            f"costs {times['night 100']:.2f} of night 2. " + long_life(stats.read("year.json")))
+
+
+def long_life(file):
+    """The longest life that was lived, in two sentences."""
+    r = max(file["runs"], key=lambda r: (r["days"], r["seed"]))
+    grown, held = tables.added(r), tables.moved(r)
+    return (f"*Measured* ({of('year.json', file)}): {r['days']} nights, a new person and news of "
+            f"three a day, {held} moves: ACC {r['ACC']:.2f}, BWT {r['BWT']:+.2f}, what it knew "
+            f"before {r['old_after']:.2f}. {r['facts']} facts, {r['bits']:,.0f} bits, are held in "
+            f"{grown:,} numbers of experts and gate: {r['bits'] / grown:.3f} bits a number.")
 
 
 FOUND = {"forgets": forgets, "expansion": expansion, "direction": direction, "gates": gates,

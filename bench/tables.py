@@ -667,6 +667,11 @@ def added(run):
     return max(1, sum(n for _, n in last["experts"]) + last["gate"])
 
 
+def moved(run):
+    """How many moves from level to level were made, and not undone."""
+    return sum("undone" not in move for _, move in run["moves"])
+
+
 def by_age(run):
     """{age: recall} of what is so old on the last morning."""
     days, last = run["days"], list(run["R"].values())[-1]

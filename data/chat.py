@@ -12,6 +12,7 @@ import time
 import torch
 
 from data import flags, run, store, text
+from data.diary import source_of
 from data.exam import said_by
 from data.gate import MAX_NEW, answer, token_log_probs, wakes
 from data.quizzes import pack
@@ -64,9 +65,8 @@ def talk(a, model, data, night, save, lines=None):
             elif line == "dream":
                 dream_aloud(model, data)
             elif line == "who":
-                levels = range(FAST, len(model.config.ranks))
-                print(f"In mind: {counted(told)}. Slept on: "
-                      f"{sum(model.n_experts(level) for level in levels)} memories, "
+                held = sum(model.n_experts(level) for level in levels_of(model))
+                print(f"In mind: {counted(told)}. Slept on: {held} memories, "
                       f"woken by {len(model.things)} things.")
             elif line == "help":
                 print(manual(data))
@@ -161,9 +161,15 @@ def undone(told, model, had):
 
 def dream_aloud(model, data):
     """What each memory asks itself when it speaks from the first word on."""
-    dreamt = memories(model, FAST, data.marks, ALOUD)
+    dreamt = [(level, *dream) for level in levels_of(model)
+              for dream in memories(model, level, data.marks, ALOUD)]
     if not dreamt:
         print("I have no memory to dream of yet.")
-    for expert, q, y in dreamt:
+    for level, expert, q, y in dreamt:
         words = [text.as_text(data.enc, data.marks, ids) for ids in (q, y)]
-        print(f"  memory {expert + 1}: {' '.join(words)}")
+        print(f"  {source_of((level, expert))}: {' '.join(words)}")
+
+
+def levels_of(model):
+    """The levels of memory, fast to slow."""
+    return range(FAST, len(model.config.ranks))

@@ -14,7 +14,7 @@ from collections import Counter
 import torch
 
 import dream
-from data import asking, notes
+from data import asking, notes, team
 from data.gate import (MAX_NEW, MIN_GAIN, heard, product, remember, specific, things_of,
                        token_log_probs)
 from data.quizzes import (RestlessNight, answers_of, join, pack, question_mask, repack, split, take,
@@ -176,7 +176,7 @@ def targets(model, z, sources, marks):
 
 def spread(z, keep):
     """The numbers of quizzes, in random order, not too many with one answer about one thing."""
-    order, count = torch.randperm(len(z.ids)).tolist(), Counter()
+    order, count = team.share(torch.randperm(len(z.ids)).tolist()), Counter()
     facts = [(k, y) for k, (_, _, y) in zip(z.thing.tolist(), unpack(z))]
     most = max(2, min(ALIKE, QUIZZES // max(1, len(set(facts)))))
     keep, out = keep.tolist(), []
@@ -210,6 +210,7 @@ def known_again(model, z, marks):
     as it did."""
     shrug = tuple(model.unknown.tolist())
     pairs = [pair for pair in unpack(z) if pair[2] != shrug]
-    pairs = [pairs[i] for i in torch.randperm(len(pairs))[:CHECKED].tolist()]
+    some = team.share(torch.randperm(len(pairs))[:CHECKED].tolist())
+    pairs = [pairs[i] for i in some]
     said = remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)
     return sum(tuple(y) == a for (y, _), (_, _, a) in zip(said, pairs)) / max(1, len(pairs))
