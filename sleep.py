@@ -304,7 +304,8 @@ def moved(a, model, log, marks, i):
 def moves(a, model):
     """Are there levels to move between? Things are asked about by name; without a gate there is
     one expert, and topics and skills stay where they are."""
-    return a.period and a.expand and a.gate and model.config.listens == "name"
+    return (a.period and a.levels > 1 and a.expand and a.gate and
+            model.config.listens == "name")
 
 
 def in_cycles(a, model, day, marks):

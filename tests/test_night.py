@@ -194,7 +194,8 @@ def test_the_level_k_moves_every_period_to_the_k(base, monkeypatch):
     assert found == [[], [1], [], [1, 2], [], [1], [], [1, 2, 3], []]
     found, log = lively_levels(model, 4, moves, "--period=3")
     assert found == [[], [], [1], []] and log == {}
-    for words in (["--period=0"], ["--period=1", "--gate=0"], ["--period=1", "--expand=0"]):
+    for words in (["--period=0"], ["--period=1", "--gate=0"], ["--period=1", "--expand=0"],
+                  ["--period=1", "--levels=1"]):
         assert lively_levels(model, 2, moves, *words)[0] == [[], []]
     model.config.listens = "text"
     assert lively_levels(model, 2, moves, "--period=1")[0] == [[], []]
