@@ -83,7 +83,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
+            *moves(week), "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
             picture("life.png", "what is known of which day after which night: this life"),
@@ -91,6 +91,16 @@ def lives(files):
             "answer about them, and unlearns reading. `none` does nothing at night.",
             "## The default life, first edition of world and gate",
             *headed("ablations.json", file, tables.default_life(file))]
+
+
+def moves(week):
+    file = stats.read("moves.json")
+    if file is None:
+        return []
+    return ["**With the move of the fifth night**, as by default since: five experts of the first "
+            "level have become one of the second. The same seeds, from the same bases; the nights "
+            "alone are those of `week.json`, lived on another machine.",
+            *headed("moves.json", file, tables.moved_week(file, week))]
 
 
 def replicates(files):

@@ -639,6 +639,24 @@ def labs(file):
 # --------------------------------------------------------------------------------------------------
 # A year
 
+def moved_week(moves, week):
+    """moves.json beside week.json: the same seeds and bases, with and without the move."""
+    ours, alone = ({r["seed"]: r for r in file["runs"]} for file in (moves, week))
+    seeds = [seed for seed in ours if seed in alone]
+    shares = {"ACC": "ACC", "BWT": "BWT", "old_after": "old", "reading_after": "reading"}
+    rows = [[name, [alone[s][key] for s in seeds], [ours[s][key] for s in seeds]]
+            for key, name in shares.items()]
+    rows += [[kind.replace("_", " "), *([lives[s]["kinds"][kind]["end"] for s in seeds]
+                                        for lives in (alone, ours))]
+             for kind in ("reversed", "typed", "described", "not_told")]
+    rows += [["parameters added", *([lives[s]["params_after"] - lives[s]["params_before"]
+                                     for s in seeds] for lives in (alone, ours))]]
+    return table(["", "nights alone", "with the move", "paired"],
+                 [[name, number(a), number(b), paired([y - x for x, y in zip(a, b)])]
+                  if name[0] != "p" else [name, f"{mean(a):,.0f}", f"{mean(b):,.0f}", ""]
+                  for name, a, b in rows])
+
+
 AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),
         "half a year": (92, 183), "longer": (184, 10 ** 9)}         # nights since
 
