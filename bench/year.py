@@ -131,7 +131,8 @@ def weights_of(model):
 
 def row(o, number, summary, state, model, times, command):
     """The row of a life in the result file. R: only the mornings on which all days were asked."""
-    whole = [i for i, shares in enumerate(summary["R"]) if shares[0] is not None or i == 0]
+    whole = [i for i in range(o.days) if (i + 1) % o.exam_every in (0, o.exam_every - 1)]
+    whole = sorted({*whole, o.days - 1})
     keys = ("ACC", "BWT", "recall", "old_before", "old_after", "reading_before", "reading_after",
             "never_met_after", "kinds", "params_before", "params_after", "seconds")
     moves = [(n["night"], m) for n in state["nights"] for m in n.get("moves", ())]
