@@ -72,7 +72,8 @@ def live(o, number):
     finally:
         (sleep.NIGHTS["sleep"], night.consolidate), exam.EVERY = usual, 1
     model, state = sleep.load(os.path.join(out, "checkpoint.pt"), "cpu")
-    return row(o, number, summary, state, model, clock.read(), shlex.join(words))
+    return row(o, number, summary, state, model, clock.read(),
+               shlex.join(["--init_from=BASE" if w in base else w for w in words]))
 
 
 class Clock:
