@@ -282,7 +282,7 @@ def asleep(a, model, day, marks, i):
 
 
 def moved(a, model, log, marks, i):
-    """Every period^k nights the k-th level moves into the next slower one ([S] 2.2).
+    """Every --period^k nights the k-th level moves into the next slower one ([S] 2.2).
 
     A move gone wrong is undone: the level keeps its experts until its next period ends.
     """

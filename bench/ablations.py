@@ -173,8 +173,6 @@ def words_of(name, seed, o, rate=None):
         more = [*more, f"{rate_of}={o.rates[name] if rate is None else rate}"]
     if rate is not None and o.horizon:
         nights = min(nights, o.horizon)
-    if not any(word.startswith("--period") for word in more):
-        more = ["--period=0", *more]                                # the nights alone
     words = [f"--seed={seed}", f"--world_seed={seed}", "--threads=1",
              *(SMALL if o.quick else [f"--days={nights}"]), *more]
     return [w for w in words if w[0] == "-"], [w for w in words if w[0] != "-"]

@@ -97,9 +97,11 @@ def moves(week):
     file = stats.read("moves.json")
     if file is None:
         return []
-    return ["**With the move of the fifth night**, as by default since: five experts of the first "
-            "level have become one of the second. The same seeds, from the same bases; the nights "
-            "alone are those of `week.json`, lived on another machine.",
+    return ["**With the move of the fifth night** (`--period=5`): five experts of the first level "
+            "have become one of the second. The same seeds, from the same bases; the nights alone "
+            "are those of `week.json`, lived on another machine. On days of eight people a move "
+            "costs something; on days of one, below, it costs nothing that could be seen. So it is "
+            "off by default.",
             *headed("moves.json", file, tables.moved_week(file, week))]
 
 

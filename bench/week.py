@@ -5,7 +5,7 @@ The default life, once a seed (of weights and of the world): what every kind of 
     python bench/week.py --crowd=40           one day of forty people from each of these bases
                                                                             -> crowd.json
     python bench/week.py --arch=gpt2          the week of a plain transformer  -> arch-gpt2.json
-    python bench/week.py --moves=1            with the move of the fifth night, as by default
+    python bench/week.py --moves=1            with the move of the fifth night (--period=5)
                                                                             -> moves.json
     python bench/week.py --table=1            only the table, from the file
 
@@ -30,7 +30,7 @@ FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
     "crowd": (0, flags.COUNT, "people of the one day that each base lives; 0: the week"),
     "arch": ("ours", tuple(ARCHITECTURES), "of the self"),
-    "moves": (0, flags.SWITCH, "1: levels move, as by default; 0: the nights alone (--period=0)"),
+    "moves": (0, flags.SWITCH, "1: with the move of the fifth night (--period=5)"),
     "steps": (0, flags.COUNT, "of pretraining; 0: as many as by default"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
@@ -59,7 +59,7 @@ def life_of(o, seed):
     name = f"seed{seed}" if o.arch == "ours" else f"{o.arch}-seed{seed}"
     name += "-moves" * o.moves
     folder = os.path.abspath(os.path.join(o.work, name))
-    week_long = live(seed, folder, o.device, f"--arch={o.arch}", *["--period=0"] * (not o.moves),
+    week_long = live(seed, folder, o.device, f"--arch={o.arch}", *["--period=5"] * o.moves,
                      *[f"--pretrain_steps={o.steps}"] * bool(o.steps),
                      *[f"--init_from={o.base.replace('{}', str(seed))}"] * bool(o.base))
     if not o.crowd:

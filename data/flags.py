@@ -88,9 +88,8 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
     "levels of memory": {
         "levels": (4, (1, 8), "of memory, fast to slow; each moves into the next slower one"),
-        "period": (5, COUNT, "nights from one move of the fast level to the next; the level after "
-                   "it moves every period^2 nights, and so on; 0: never, as by default for the "
-                   "weights of others"),
+        "period": (0, COUNT, "nights from one move of the fast level to the next, say 5; the level "
+                   "after it moves every period^2 nights, and so on; 0: never"),
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
@@ -173,8 +172,6 @@ def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
         together(a, asked_for)
         if a.data == "text" and "days" not in asked_for:
             a.days = SOME[1]                                    # as many as there are, or will be
-        if foreign(a) and "period" not in asked_for:            # of a large vocabulary the targets
-            a.period = 0                                        # of a move would fill the memory
         if a.data != "world" and not a.data_dir:
             a.data_dir = os.path.join("data", a.data)
     return a

@@ -82,11 +82,6 @@ def test_defaults():
     assert flags.parse(["--data=dbpedia", "--data_dir=x"]).data_dir == "x"
 
 
-def test_levels_move_by_default_but_not_those_of_the_weights_of_others():
-    words = [], ["--init_from=x.pt"], ["--init_from=x"], ["--init_from=x", "--period=3"]
-    assert [flags.parse(some).period for some in words] == [5, 5, 0, 3]
-
-
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_names_every_flag_in_lines_of_80_columns(word, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -368,14 +363,14 @@ def test_what_to_expect_follows_the_flags_and_the_machine():
     """The table of README: 7.5 minutes of pretraining and 49 seconds a night (0.107 s a step)."""
     said = run.expectation(flags.parse(["--contrast=0"]), 448.5 / 4200)
     assert said.endswith("in all: 7.5 minutes of pretraining, 49 seconds a night.")
-    alone = minutes(["--contrast=0", "--period=0"], 448.5 / 4200)
+    alone = minutes(["--contrast=0"], 448.5 / 4200)
     assert alone == pytest.approx(804 / 60, rel=0.05)
-    assert alone < minutes(["--contrast=0"], 448.5 / 4200)
+    assert alone < minutes(["--contrast=0", "--period=5"], 448.5 / 4200)
     usual = minutes([])
     assert minutes([], 0.2) == pytest.approx(2 * usual, rel=0.05)
     assert minutes(["--contrast=0"]) < usual < minutes(["--days=14"]) < minutes(["--days=28"])
     assert minutes(["--people=16"]) > 1.2 * usual > usual > minutes(["--pretrain_steps=2000"])
-    assert minutes(["--init_from=base.pt"]) < minutes(["--init_from=FOLDER", "--period=5"]) == usual
+    assert minutes(["--init_from=base.pt"]) < minutes(["--init_from=FOLDER"]) == usual
     assert minutes(["--method=none"]) < minutes(["--method=sft"]) < minutes(["--contrast=0"])
     assert minutes(["--seed_steps=40", "--contrast=0"]) < minutes(["--contrast=0"])
     assert "study" in run.expectation(flags.parse(["--data=clinc150"]), 0.1)
