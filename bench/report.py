@@ -102,7 +102,10 @@ def moves(week):
             "are those of `week.json`, lived on another machine. On days of eight people a move "
             "costs something; on days of one, below, it costs nothing that could be seen. So it is "
             "off by default.",
-            *headed("moves.json", file, tables.moved_week(file, week))]
+            *headed("moves.json", file, tables.moved_week(file, week)),
+            *(f"Seed {r['seed']} was {r['why']} (commit `{r['commit']}`): all days "
+              f"{tables.mean(r['R'][-2]):.3f} the morning before the move, "
+              f"{tables.mean(r['R'][-1]):.3f} the morning after." for r in file.get("stopped", []))]
 
 
 def replicates(files):
