@@ -313,7 +313,8 @@ class GPT(nn.Module):
 
         Returns the live parameters, the only ones a night trains. They stay live until `settle`
         or `discard`. All n start with the same A: copies that differ only in what they learn.
-        rank: at least so much; settled experts of less get readers and writers that are zero.
+        rank: at least so much; settled experts of less get readers and writers that are zero (what
+        they say then changes by rounding).
         """
         gen = torch.Generator().manual_seed(seed)
         if rank:

@@ -48,7 +48,7 @@ ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic sha
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 MOVE_STEPS, AT_LAST = 2.5, 0.25     # of a move: steps a fact; share for what is about to be lost
-BITS, LEAST_RANK = 0.4, 16          # that a parameter of a slower expert is to hold; its rank
+BITS, LEAST_RANK = 0.4, 16          # a parameter of a slower expert is to hold; its least rank
 STILL_KNOWN = 0.85                  # share of its quizzes that a move must keep
 
 
@@ -336,7 +336,7 @@ def descend(params, momenta, loss, step, steps, lr):
 
 def consolidate(model, level, marks, a):
     """Distil all experts of a level into one new expert of the next slower, then recycle them
-    ([S] 2.2, 3.2, 3.3), in place. Returns a log; raises RestlessNight.
+    ([S] 2.2, 3.2, 3.3), in place. Returns a log; raises RestlessNight, the model then half moved.
 
     The experts ask and answer all they know (data/rehearsal.py); their things are the new one's, so
     it wakes where they did. Its rank follows the bits it is to hold. In the last part it learns

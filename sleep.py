@@ -278,15 +278,15 @@ def asleep(a, model, day, marks, i):
     except (seed.RestlessNight, torch.linalg.LinAlgError) as e:
         tqdm.write(f"  night {i + 1} is undone: {e}")
         return yesterday, {"undone": str(e), "lost": list(range(len(day.passages)))}
-    return moved(a, model, log, marks, i)
+    return move_levels(a, model, log, marks, i)
 
 
-def moved(a, model, log, marks, i):
+def move_levels(a, model, log, marks, i):
     """Every --period^k nights the k-th level moves into the next slower one ([S] 2.2).
 
     A move gone wrong is undone: the level keeps its experts until its next period ends.
     """
-    for level in range(FAST, len(model.config.ranks) - 1) if moves(a, model) else ():
+    for level in range(FAST, len(model.config.ranks) - 1) if may_move(a, model) else ():
         if (i + 1) % a.period ** (level - FAST + 1):
             break
         before = clone(model, share=True)
@@ -301,11 +301,9 @@ def moved(a, model, log, marks, i):
     return model, log
 
 
-def moves(a, model):
-    """Are there levels to move between? Things are asked about by name; without a gate there is
-    one expert, and topics and skills stay where they are."""
-    return (a.period and a.levels > 1 and a.expand and a.gate and
-            model.config.listens == "name")
+def may_move(a, model):
+    """Are there levels to move between? Things are asked about by name: topics and skills stay."""
+    return a.period and a.levels > 1 and model.config.listens == "name"
 
 
 def in_cycles(a, model, day, marks):

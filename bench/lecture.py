@@ -183,7 +183,7 @@ def year(files):
             f"{YEAR * grown / 1e6:.0f} million beside {runs[0]['params_before'] / 1e6:.2f} "
             "(multiplied, not measured). "
             f"[`speed.json`](results/speed.json), commit `{night['commit']}`, one round: night 100 "
-            f"costs {times['night 100']:.2f} of night 2. " + long_life(stats.read("year.json")))
+            f"costs {times['night 100']:.2f} of night 2. " + long_life(files["year.json"]))
 
 
 def long_life(file):

@@ -22,8 +22,8 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "crowd.json", "newcomer.json", "topics.json", "counting.json", "skills.json",
-         "trial.json", "ablations.json", "knowledge.json", "classes-clinc150.json",
+FILES = ("week.json", "moves.json", "year.json", "crowd.json", "newcomer.json", "topics.json",
+         "counting.json", "skills.json", "trial.json", "ablations.json", "knowledge.json", "classes-clinc150.json",
          "classes-dbpedia.json", "recurrence.json", "absorber.json", "families.json",
          "squad_world.json", "gpt2_night.json", "arc1d.json", "speed.json", "plan.json",
          "faults.json", "labs.json")
@@ -83,7 +83,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(week), "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
+            *moves(files["moves.json"], week), "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
             picture("life.png", "what is known of which day after which night: this life"),
@@ -93,10 +93,7 @@ def lives(files):
             *headed("ablations.json", file, tables.default_life(file))]
 
 
-def moves(week):
-    file = stats.read("moves.json")
-    if file is None:
-        return []
+def moves(file, week):
     return ["**With the move of the fifth night** (`--period=5`): five experts of the first level "
             "have become one of the second. The same seeds, from the same bases; the nights alone "
             "are those of `week.json`, lived on another machine. On days of eight people a move "
@@ -215,14 +212,15 @@ LONG = """
 nights all experts of the first level become one of the second, every 25 all of the second one of
 the third, and so on; what they know is asked out of them (`data/rehearsal.py`), nothing of a day is
 kept. *before, after*: the same days, asked on the morning before the move and on the one after it.
+Their interval is over days, of one life. The life begins from the base of `week.json`.
 *bits*: log2 of how many values a fact could have had; *parameters added*: of experts and gate.
 """
 
 
 def long(files):
-    file = stats.read("year.json")
+    file = files["year.json"]
     return ["## Long lives, and levels of memory", LONG,
-            *headed("year.json", file, tables.year(file))] if file else []
+            *headed("year.json", file, tables.year(file))]
 
 
 def skills(files):

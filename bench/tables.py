@@ -649,12 +649,12 @@ def moved_week(moves, week):
     rows += [[kind.replace("_", " "), *([lives[s]["kinds"][kind]["end"] for s in seeds]
                                         for lives in (alone, ours))]
              for kind in ("reversed", "typed", "described", "not_told")]
-    rows += [["parameters added", *([lives[s]["params_after"] - lives[s]["params_before"]
-                                     for s in seeds] for lives in (alone, ours))]]
+    grown = [mean(lives[s]["params_after"] - lives[s]["params_before"] for s in seeds)
+             for lives in (alone, ours)]
+    lines = [[name, number(a), number(b), paired([y - x for x, y in zip(a, b)])]
+             for name, a, b in rows]
     return table(["", "nights alone", "with the move", "paired"],
-                 [[name, number(a), number(b), paired([y - x for x, y in zip(a, b)])]
-                  if name[0] != "p" else [name, f"{mean(a):,.0f}", f"{mean(b):,.0f}", ""]
-                  for name, a, b in rows])
+                 [*lines, ["parameters added", *(f"{n:,.0f}" for n in grown), ""]])
 
 
 AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),

@@ -7,7 +7,7 @@ A long life: a night a day for a year, and memories that move from level to leve
                                                                     -> bench/results/year.json
 A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
 holds them). It is told how long it will take before it begins: on a quiet CPU thread a base takes
-some 3 minutes, a night about 15 seconds, a move as much as the nights that it is made of.
+some 3 minutes, a night about 20 seconds, and the moves as much again.
 
 What is measured: the exam about all days every --exam_every mornings and on the ones before, so
 that what a move costs can be seen; recall by the age of what is remembered and by the level it
@@ -57,7 +57,8 @@ POSSIBLE = {"born": 28 * len(world.MONTHS), "lives": 99 * len(world.STREETS) * l
 
 def live(o, number):
     """One life -> its row of the result file."""
-    out = os.path.join(os.path.abspath(o.work), f"days{o.days}-seed{number}")
+    out = os.path.join(os.path.abspath(o.work), f"days{o.days}-people{o.people}-"
+                       f"period{o.period}-levels{o.levels}-seed{number}")
     base = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
     words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
              f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}", *base]
@@ -176,13 +177,14 @@ def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME)
     seeds = flags.numbers(o.seeds, "seeds", NAME)
     if not o.table:
-        hours = len(seeds) * (0.1 + o.days * 22 / 3600)
+        hours = len(seeds) * (0.1 + o.days * 40 / 3600)
         print(f"{len(seeds)} lives of {o.days} days: expect about {hours:.1f} hours on a quiet CPU "
               "thread; cut it off when you like, it goes on", flush=True)
         for number in seeds:
             file = stats.read(os.path.abspath(o.result)) or {"runs": []}
-            file["runs"] = [r for r in file["runs"] if (r["days"], r["seed"], r["period"],
-                            r["levels"]) != (o.days, number, o.period, o.levels)]
+            same = {"days": o.days, "seed": number, "people": o.people, "period": o.period,
+                    "levels": o.levels}
+            file["runs"] = [r for r in file["runs"] if {k: r[k] for k in same} != same]
             file["runs"].append(live(o, number))
             kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
             file |= stats.provenance(shlex.join(["python", "bench/year.py", *kept]))

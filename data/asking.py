@@ -194,14 +194,14 @@ def as_written(teacher, dreamt, marks):
     """Exercises in a skill, answered with the day in the context, and what is asked in turn. A
     sentence to translate is no wording: nothing of it may be misheard."""
     z = answered(teacher, dreamt, marks)
-    turns = in_turn(z, marks)
+    turns = ask_back(z, marks)
     if turns is not None:
         z = join(z, answered(teacher, sensible(teacher, turns, marks, ASKABLE), marks))
     z = z._replace(wording=torch.zeros_like(z.wording))
     return take(z, chosen(y[-1:] == (marks.end,) for _, _, y in unpack(z)))
 
 
-def in_turn(z, marks):
+def ask_back(z, marks):
     """What was answered can be asked about -> TURNED times as many quizzes without answers at
     most, or None.
 

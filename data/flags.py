@@ -211,6 +211,9 @@ def together(a, asked_for):
         fail("--data=text reads a folder of notes, a day a file: name it with --data_dir")
     if a.format == "own" and a.data not in ("world", "text"):
         fail(f"--format=own is for --data=world and text; {a.data} is learnt with marks")
+    if a.period and (a.data not in ("world", "text") or not a.gate or not a.expand):
+        fail(f"{typed('period', str(a.period))} moves memories of what has a name, each behind its "
+             "gate: only with --data=world or text, --gate=1 and --expand=1")
     days = {"world": max(a.days, 28), "text": 28}.get(a.data, 0)
     if days * a.people > PEOPLE:
         said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)

@@ -575,7 +575,7 @@ def old(noted, most):
 def again(noted, most):
     rows = [f"<li><b>?</b>{asked_and_said(q, y)} <small>{safe(who)}</small></li>\n"
             for who, q, y in spaced(noted.get("again") or [], most)]
-    return part("Older memories it dreamt again", "The memories of the fast level speak of their "
+    return part("Older memories it dreamt again", "The memories of a level that moves speak of their "
                 "own nights; one expert of the next slower level learns all of it. "
                 "<code>dream.memories</code>, <code>seed.consolidate</code>", listed(rows))
 

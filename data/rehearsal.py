@@ -42,17 +42,18 @@ def rehearse(model, level, marks):
     asked = asking.cross(z, marks)
     expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
     expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
-    asked = take(asked, askable(model, level, asked, expert, marks))
-    dreamt, (z, sources) = z, answered(model, level, asked, marks)
-    turned = turned_round(model, mine, known, dreamt, z, marks)
-    if turned is not None:
-        turned = take(turned, askable(model, level, turned, expert, marks))
-        more, others = answered(model, level, turned, marks)
-        z, sources = join(z, more), sources + others
+    likely = askable(model, level, asked, expert, marks)
+    if not likely.any():
+        raise RestlessNight("its memories would ask nothing of what they dream")
+    dreamt, (z, sources) = z, from_memory(model, level, take(asked, likely), marks)
     if not any(sources):
         raise RestlessNight("its memories answer none of their own questions")
+    turned = turned_round(model, mine, known, dreamt, z, marks)
+    if turned is not None and (likely := askable(model, level, turned, expert, marks)).any():
+        more, others = from_memory(model, level, take(turned, likely), marks)
+        z, sources = join(z, more), sources + others
     keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())))
-    if not keep:
+    if not any(sources[i] for i in keep):
         raise RestlessNight("its memories answer nothing for sure")
     z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
     kept, thing = z.thing.unique(return_inverse=True)
@@ -137,7 +138,8 @@ def turned_round(model, mine, known, dreamt, z, marks):
         return None
     asked = {q for _, q, _ in unpack(z)}
     turned = take(turned, asking.chosen(q not in asked for _, q, _ in unpack(turned)))
-    return near(model, turned, mine, known, marks) if len(turned.ids) else None
+    turned = near(model, turned, mine, known, marks) if len(turned.ids) else turned
+    return turned if len(turned.ids) else None
 
 
 def askable(model, level, z, expert, marks):
@@ -147,7 +149,7 @@ def askable(model, level, z, expert, marks):
     return log_p[:, len(marks.bos) + len(marks.ask) - 1:].amin(1) > asking.LIKELY
 
 
-def answered(model, level, z, marks):
+def from_memory(model, level, z, marks):
     """Quizzes with the answers of the self: (Quizzes, [(level, expert), or None for a shrug]).
 
     What the level does not know for sure, and a slower one or the pretrained self may, it is to

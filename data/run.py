@@ -171,7 +171,7 @@ def expectation(a, step):
     lives = [a.method, *flags.BESIDE] if a.contrast and a.method == "sleep" else [a.method]
     night = step * nights[a.method]
     spent = sum(step * a.days * (nights[name] + MORNING) for name in lives)
-    if a.method == "sleep" and a.period and a.expand and a.gate:
+    if a.method == "sleep" and a.period and a.levels > 1:
         spent += night * MOVED * (a.days // a.period * a.period)
     parts = [f"{spoken(born)} of pretraining"] * (born > 0.5)
     parts += [f"{spoken(night)} a night"] * (a.method == "sleep")

@@ -388,3 +388,13 @@ def test_trying_how_fast_the_machine_is_learns_and_draws_nothing():
     assert 0 < run.seconds_a_step(model, data, loss_of) < 10
     assert torch.equal(model.weight, before) and model.weight.grad is None
     assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
+
+
+@pytest.mark.parametrize("words", [["--data=clinc150"], ["--data=languages"], ["--gate=0"],
+                                   ["--expand=0"]])
+def test_a_period_where_nothing_can_move_is_refused_in_one_line(words, capsys):
+    flags.parse(words)
+    with pytest.raises(SystemExit):
+        flags.parse([*words, "--period=5"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--period=5" in said

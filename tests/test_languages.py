@@ -162,7 +162,7 @@ def test_exercises_are_answered_as_they_were_written_and_not_misheard(monkeypatc
     teacher = Teacher(model, [[0, 7]] * 2, None, None, {}, [{0}], [[0]], [])
     monkeypatch.setattr(asking, "greedy", lambda model, prompts, *a, **k:
                         [said[p[4]] for p in prompts])
-    monkeypatch.setattr(asking, "in_turn", lambda *a: None)
+    monkeypatch.setattr(asking, "ask_back", lambda *a: None)
     found = asking.ask_everything(teacher, z, MARKS)
     assert [y for _, _, y in unpack(found)] == [(5, 6, 3), (6, 3)]
     assert not found.wording.any() and [name for _, name, _ in split(found)] == [(8,), (8,)]
@@ -176,7 +176,7 @@ def test_what_was_answered_is_asked_in_turn():
     z = pack(pairs, "cpu")
     two = torch.full((7,), 3)
     z = z._replace(begin=two, end=two, thing=torch.zeros(7).long())
-    new = asking.in_turn(z, MARKS)
+    new = asking.ask_back(z, MARKS)
     found = {q for _, q, _ in unpack(new)}
     assert len(found) == 7 <= asking.TURNED * len(asked) and not found & set(asked)
     may = {(1, into, name, 4, 35, 36, 2)} | {
@@ -184,7 +184,7 @@ def test_what_was_answered_is_asked_in_turn():
     assert found == may                                     # 10 was heard once: no way of asking
     assert all(name_ == (name,) for _, name_, _ in split(new))
     only = asking.take(z, torch.arange(7) == 6)
-    assert asking.in_turn(only, MARKS) is None
+    assert asking.ask_back(only, MARKS) is None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def lively_levels(model, nights, moves, *words):
     for i in range(nights):
         log = {}
         moves.clear()
-        model, log = sleep.moved(a, model, log, G.MARKS, i)
+        model, log = sleep.move_levels(a, model, log, G.MARKS, i)
         found.append([*moves])
     return found, log
 
@@ -194,8 +194,7 @@ def test_the_level_k_moves_every_period_to_the_k(base, monkeypatch):
     assert found == [[], [1], [], [1, 2], [], [1], [], [1, 2, 3], []]
     found, log = lively_levels(model, 4, moves, "--period=3")
     assert found == [[], [], [1], []] and log == {}
-    for words in (["--period=0"], ["--period=1", "--gate=0"], ["--period=1", "--expand=0"],
-                  ["--period=1", "--levels=1"]):
+    for words in (["--period=0"], ["--period=1", "--levels=1"]):
         assert lively_levels(model, 2, moves, *words)[0] == [[], []]
     model.config.listens = "text"
     assert lively_levels(model, 2, moves, "--period=1")[0] == [[], []]
@@ -210,7 +209,7 @@ def test_a_move_gone_wrong_is_undone_and_the_slower_ones_wait(base, monkeypatch)
         model.unlock(level)
         raise seed.RestlessNight("too little was still known")
     monkeypatch.setattr(seed, "consolidate", spoilt)
-    woken, log = sleep.moved(settings("--period=2"), model, {}, G.MARKS, 3)
+    woken, log = sleep.move_levels(settings("--period=2"), model, {}, G.MARKS, 3)
     assert asked == [FAST] and woken.n_experts(FAST) == 0 and not woken.live(FAST)
     assert log["moves"] == [{"level": FAST, "undone": "too little was still known"}]
 
@@ -221,7 +220,7 @@ def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
     monkeypatch.setattr(seed, "LEAST", 4)
     model = clone(two_nights[0][1])
     before = clone(model)
-    woken, log = sleep.moved(settings("--period=2"), model, {}, G.MARKS, 1)
+    woken, log = sleep.move_levels(settings("--period=2"), model, {}, G.MARKS, 1)
     assert "still known" in log["moves"][0]["undone"] and same_state(woken, before)
 
 
@@ -239,6 +238,18 @@ def test_of_two_nights_memories_the_newest_that_knows_answers(world, two_nights)
     z = take(z, z.passage >= 0)
     p, sharper = sureness(z._replace(target=(z.target / rehearsal.SHARPER).log_softmax(-1))), sureness(z)
     assert (sharper[p > 0.6] > p[p > 0.6] - 1e-6).all()
+
+
+def test_memories_that_ask_or_answer_nothing_do_not_move(two_nights, monkeypatch):
+    def rehearsed():
+        random.seed(0), torch.manual_seed(0)
+        return rehearsal.rehearse(clone(two_nights[0][1]), FAST, G.MARKS)
+    with monkeypatch.context() as m, pytest.raises(seed.RestlessNight, match="ask nothing"):
+        m.setattr(asking, "LIKELY", 1.0)
+        rehearsed()
+    with monkeypatch.context() as m, pytest.raises(seed.RestlessNight, match="answer none"):
+        m.setattr(rehearsal, "remember", lambda model, marks, asked, n: [((), None)] * len(asked))
+        rehearsed()
 
 
 def test_not_too_many_quizzes_with_one_answer():
