@@ -740,3 +740,22 @@ def moved_days(run, night, level):
         return []
     pairs = [(R[str(night - 1)][j], R[str(night)][j]) for j in range(max(0, first - 1), night - 1)]
     return [(b, a) for b, a in pairs if b is not None and a is not None]
+
+
+def haystacks(file):
+    """Haystacks of haystack.py: a line for each length and each chain of levels, over seeds."""
+    rows, names = {}, ("levels", "period", "room", "window", "needles", "tokens")
+    for r in file["runs"]:
+        rows.setdefault(tuple(r[k] for k in names), []).append(r)
+
+    def over(runs, k):
+        each = [r[k] for r in runs]
+        return f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+    return table([*names, "seeds", "sleep", "window alone", "told", "old", "needles kept as news",
+                  "hay kept", "nights"],
+                 [[*key[:2], key[2] or "any", *key[3:], len(runs),
+                   *(over(runs, k) for k in ("sleep", "window_alone", "told", "old")),
+                   f"{mean(r['needles_kept'] for r in runs) / key[4]:.2f}",
+                   f"{sum(r['hay_kept'] for r in runs) / sum(r['lines'] for r in runs):.1%}",
+                   f"{mean(r['nights'] for r in runs):.1f}"]
+                  for key, runs in sorted(rows.items())])

@@ -328,8 +328,8 @@ def read(teacher, asked, marks):
             for (p, q, _), y in zip(asked, answers)]
 
 
-def cross(z, marks):
-    """Everything that can be asked of each thing -> quizzes without answers.
+def cross(z, marks, most=WORDINGS):
+    """Everything that can be asked of each thing, in `most` wordings -> quizzes without answers.
 
     Things that were asked about in the same wording are of one kind (two people, two birthdays):
     what was asked of one can be asked of the other. Raises RestlessNight.
@@ -344,7 +344,7 @@ def cross(z, marks):
     for k, called in names.items():
         alike = dict.fromkeys(other for w in wordings[k] for other in kinds[w])
         asked = list(dict.fromkeys(w for other in alike for w in wordings[other]))
-        for before, after in random.sample(asked, min(len(asked), WORDINGS)):
+        for before, after in random.sample(asked, min(len(asked), most)):
             name = random.choice(called)
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
     if not new:

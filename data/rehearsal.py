@@ -21,8 +21,9 @@ from data.quizzes import (RestlessNight, answers_of, join, pack, question_mask, 
                           unpack)
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
+WORDINGS = 200                      # in which a thing is asked about: all there are
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
-ALIKE, QUIZZES = 10, 8000           # quizzes with one answer about one thing; in all, at most
+ALIKE, QUIZZES = 10, 16000          # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
 NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
@@ -39,7 +40,7 @@ def rehearse(model, level, marks):
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
-    asked = asking.cross(z, marks)
+    asked = asking.cross(usual(z), marks, WORDINGS)
     expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
     expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
     likely = askable(model, level, asked, expert, marks)
@@ -97,6 +98,17 @@ def dreamt_of(model, level, mine, marks):
     as_one = [same.get(k, k) for k in known.tolist()]
     thing = torch.tensor([same[k] for k in z.thing.tolist()], device=z.ids.device)
     return z._replace(thing=thing), torch.tensor(as_one, device=known.device)
+
+
+def usual(z):
+    """Quizzes in wordings that were dreamt about a FEW things; of a thing that was never asked
+    about so, all: an odd wording, asked of everything, is answered by chance."""
+    about, rows = {}, [(k, (b, e)) for k, (b, _, e) in zip(z.thing.tolist(), split(z))]
+    for k, wording in rows:
+        about.setdefault(wording, set()).add(k)
+    often = {wording for wording, things in about.items() if len(things) >= asking.FEW}
+    known = {k for k, wording in rows if wording in often}
+    return take(z, asking.chosen(wording in often or k not in known for k, wording in rows))
 
 
 def recognised(model, level, dreamt, mine, known, marks):

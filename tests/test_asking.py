@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import seed
-from data import asking, flags
+from data import asking, flags, rehearsal
 from data.engine import generate, prefill
 from data.gate import MAX_NEW, listen
 from data.quizzes import RestlessNight, join, pack, repack, split, take, unpack
@@ -113,11 +113,19 @@ def test_kinds_meet_through_what_they_have_in_common():
     assert (0, (ASK, 33, 10, ANSWER)) not in asked and len(asked) == 8
 
 
-def test_not_more_wordings_than_are_asked_for(monkeypatch):
-    monkeypatch.setattr(asking, "WORDINGS", 2)
+def test_odd_wordings_are_not_asked_of_others_but_a_thing_keeps_its_own():
+    """Of dreams, `rehearsal.usual`: 0, 1 and 2 were asked about in one wording, 0 in an odd one,
+    too; 3 only in another odd one."""
+    z = ask(*((k, WHO, (10 + k,), (END,)) for k in range(3)), (0, WHERE, (10,), (END,)),
+            (3, CALLED, (13,), (END,)))
+    kept = questions(rehearsal.usual(z))
+    assert kept == [(k, (ASK, 30, 10 + k, ANSWER)) for k in range(3)] + [(3, (ASK, 33, 13, ANSWER))]
+
+
+def test_not_more_wordings_than_are_asked_for():
     z = ask(*((0, ((ASK, 20 + i), (ANSWER,)), (10,), (END,)) for i in range(6)),
             (1, ((ASK, 20), (ANSWER,)), (11,), (END,)))
-    asked = questions(asking.cross(z, MARKS))
+    asked = questions(asking.cross(z, MARKS, 2))
     assert sum(k == 0 for k, _ in asked) == 6                           # its own stay, all
     assert 1 <= sum(k == 1 for k, _ in asked) <= 3
 
