@@ -88,7 +88,7 @@ def slept(model, context, marks, a, o, i):
         model, log = sleep.asleep(a, model, Day([context], []), marks, i)
         if "undone" not in log:
             break
-    slowest = FAST + max(1, o.levels - 1) if o.levels > 1 else FAST
+    slowest = FAST + o.levels - 1
     while o.room and model.n_experts(slowest) > o.room:
         forget_oldest(model, slowest)
     return model, log
