@@ -22,9 +22,10 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "moves.json", "year.json", "crowd.json", "newcomer.json", "topics.json",
-         "counting.json", "skills.json", "trial.json", "ablations.json", "knowledge.json", "classes-clinc150.json",
-         "classes-dbpedia.json", "recurrence.json", "absorber.json", "families.json",
+FILES = ("week.json", "moves.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
+         "topics.json", "counting.json", "skills.json", "trial.json", "arms.json",
+         "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
+         "recurrence.json", "absorber.json", "families.json",
          "squad_world.json", "gpt2_night.json", "arc1d.json", "speed.json", "plan.json",
          "faults.json", "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
@@ -217,10 +218,22 @@ Their interval is over days, of one life. The life begins from the base of `week
 """
 
 
+HAYSTACK = """
+**Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people never
+met, among small talk and what the self has always known, read line by line through a window, slept
+on, asked when all is read, with an empty context. *window alone*: the pretrained self with the last
+160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
+many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
+parameters and can only cost recall. Mean over seeds, least and greatest. The bases are those of
+`week.json`.
+"""
+
+
 def long(files):
-    file = files["year.json"]
+    file, hay = files["year.json"], files["haystack.json"]
     return ["## Long lives, and levels of memory", LONG,
-            *headed("year.json", file, tables.year(file))]
+            *headed("year.json", file, tables.year(file)), HAYSTACK,
+            *headed("haystack.json", hay, tables.haystacks(hay))]
 
 
 def skills(files):
@@ -274,7 +287,7 @@ def trial(files):
             "**The plain rival, by kind of question.** Seconds are of a machine with other work; "
             "both lived on it in turn. Two one-sided tests against a margin of "
             f"{short(str(tables.MARGIN))} of ACC, said before the rival had lived: p = "
-            f"{short(f'{same:.3f}')}, {words}.", rows, *same_arms(file),
+            f"{short(f'{same:.3f}')}, {words}.", rows, *same_arms(files["arms.json"]),
             "**The reward.** Only what differs among the rollouts of one prompt can be learnt "
             "from: a life about the reward in which this spread is below "
             f"{short(str(stats.SPREAD))} is no test of it, and no row of the correction.",
@@ -298,7 +311,7 @@ def same_arms(file):
     if not any(run["group"] == "rivals" for run in file["runs"]):
         return []
     tried = ["Every try of a rate:", tables.searched(file)] if file.get("search") else []
-    return [RIVALS, tables.fought(file), *tried]
+    return [RIVALS, *headed("arms.json", file, tables.fought(file)), *tried]
 
 
 REGIMES = """
