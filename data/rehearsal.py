@@ -40,7 +40,7 @@ def rehearse(model, level, marks):
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
-    asked = everything(z, marks)
+    asked = asking.cross(z, marks, WORDINGS)
     expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
     expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
     likely = askable(model, level, asked, expert, marks)
@@ -98,29 +98,6 @@ def dreamt_of(model, level, mine, marks):
     as_one = [same.get(k, k) for k in known.tolist()]
     thing = torch.tensor([same[k] for k in z.thing.tolist()], device=z.ids.device)
     return z._replace(thing=thing), torch.tensor(as_one, device=known.device)
-
-
-def everything(z, marks):
-    """What was dreamt, and all of it that is usual asked of each thing -> quizzes without answers.
-
-    Usual is a wording that was dreamt about a FEW things: an odd one, asked of everything, is
-    answered by chance. Of a thing never asked about so, all its wordings are.
-    """
-    about, rows = {}, [(k, (b, e)) for k, (b, _, e) in zip(z.thing.tolist(), split(z))]
-    for k, wording in rows:
-        about.setdefault(wording, set()).add(k)
-    often = {wording for wording, things in about.items() if len(things) >= asking.FEW}
-    known = {k for k, wording in rows if wording in often}
-    usual = take(z, asking.chosen(wording in often or k not in known for k, wording in rows))
-    asked = asking.cross(usual, marks, WORDINGS)
-    there = {(k, q) for k, (_, q, _) in zip(asked.thing.tolist(), unpack(asked))}
-    places = zip(z.begin.tolist(), z.end.tolist())
-    odd = {(k, q): place for k, place, (_, q, _) in zip(z.thing.tolist(), places, unpack(z))
-           if (k, q) not in there}
-    if not odd:
-        return asked
-    things = [k for k, _ in odd]
-    return join(asked, asking.between(list(odd), things, list(odd.values()), z.ids.device, marks))
 
 
 def recognised(model, level, dreamt, mine, known, marks):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import seed
-from data import asking, flags, rehearsal
+from data import asking, flags
 from data.engine import generate, prefill
 from data.gate import MAX_NEW, listen
 from data.quizzes import RestlessNight, join, pack, repack, split, take, unpack
@@ -111,21 +111,6 @@ def test_kinds_meet_through_what_they_have_in_common():
     asked = questions(asking.cross(z, MARKS))
     assert (0, (ASK, 31, 10, 32, ANSWER)) in asked and (1, (ASK, 33, 11, ANSWER)) in asked
     assert (0, (ASK, 33, 10, ANSWER)) not in asked and len(asked) == 8
-
-
-def test_odd_wordings_are_asked_of_their_own_thing_only():
-    """Of dreams, `rehearsal.everything`: 0, 1 and 2 were asked about in one wording, 0 in an odd
-    one, too, 1 and 2 in another; 3 only in a third."""
-    z = ask(*((k, WHO, (10 + k,), (END,)) for k in range(3)), (0, WHERE, (10,), (END,)),
-            (1, ((ASK, 34), (35, ANSWER)), (11,), (END,)),
-            (2, ((ASK, 34), (35, ANSWER)), (12,), (END,)), (3, CALLED, (13,), (END,)))
-    asked = rehearsal.everything(z, MARKS)
-    kept = questions(asked)
-    assert kept[:4] == [*((k, (ASK, 30, 10 + k, ANSWER)) for k in range(3)),
-                        (3, (ASK, 33, 13, ANSWER))]
-    assert kept[4:] == [(0, (ASK, 31, 10, 32, ANSWER)), (1, (ASK, 34, 11, 35, ANSWER)),
-                        (2, (ASK, 34, 12, 35, ANSWER))]
-    assert asked.begin.tolist() == asked.end.tolist() == [3] * 7
 
 
 def test_not_more_wordings_than_are_asked_for():

@@ -217,7 +217,7 @@ def test_a_move_gone_wrong_is_undone_and_the_slower_ones_wait(base, monkeypatch)
 def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
     monkeypatch.setattr(seed, "STILL_KNOWN", 1.01)
     monkeypatch.setattr(seed, "MOVE_STEPS", 0.1)
-    monkeypatch.setattr(seed, "LEAST", 4)
+    monkeypatch.setattr(seed, "MOVE_LEAST", 4)
     model = clone(two_nights[0][1])
     before = clone(model)
     woken, log = sleep.move_levels(settings("--period=2"), model, {}, G.MARKS, 1)
