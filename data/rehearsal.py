@@ -105,14 +105,17 @@ def recognised(model, level, dreamt, mine, known, marks):
     entries `mine`, which are the things `known` -> Quizzes.
 
     As with the day, a question becomes specific where its words are likelier to who knows: to its
-    expert, speaking from the first token on, than to the pretrained self.
+    expert, speaking from the first token on, than to the pretrained self. That it ends is no word
+    of it: only the expert has heard it without a question mark.
     """
     z = pack(dreamt, model.device)
     rows = [[*marks.bos, *q, *y] for _, q, y in dreamt]
     start, given = [0] * len(rows), len(marks.bos)
     own = token_log_probs(model, rows, [(level, e) for e, _, _ in dreamt], start)
     nothing = token_log_probs(model, rows, [None] * len(rows), start)
-    gain = (own - nothing)[:, given:] * question_mask(z, marks)
+    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
+    words = question_mask(z, marks) & (at < z.start[:, None] - len(marks.answer))
+    gain = (own - nothing)[:, given:] * words
     begin, end = specific(gain, model.config.listens)
     z = take(z._replace(begin=begin, end=end), gain.sum(1) > MIN_GAIN)
     if not len(z.ids):
