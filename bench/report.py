@@ -84,7 +84,8 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(files["moves.json"], week), "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
+            *moves(files["moves.json"], week),
+            "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
             picture("life.png", "what is known of which day after which night: this life"),
@@ -97,9 +98,9 @@ def lives(files):
 def moves(file, week):
     return ["**With the move of the fifth night** (`--period=5`): five experts of the first level "
             "have become one of the second. The same seeds, from the same bases; the nights alone "
-            "are those of `week.json`, lived on another machine. On days of eight people a move "
-            "costs something; on days of one, below, it costs nothing that could be seen. So it is "
-            "off by default.",
+            "are those of `week.json`, lived on another machine. The move is that of the commit "
+            "below; it has been mended since (more is asked, more of what is dreamt is "
+            "recognised), and these weeks were not lived again. Moves are off by default.",
             *headed("moves.json", file, tables.moved_week(file, week)),
             *(f"Seed {r['seed']} was {r['why']} (commit `{r['commit']}`): all days "
               f"{tables.mean(r['R'][-2]):.3f} the morning before the move, "
@@ -300,9 +301,11 @@ many numbers as an expert and is woken by the same gate (`bench/rivals.py`). *ga
 rank 8 on queries, keys, values and projection of the upper blocks, with labels, or (*KL*) with the
 teacher's distribution. *gate+cartridge*: 32 keys and values in each upper block, begun as those of
 the day's first tokens, learnt by forward KL and Adam. *gate+sdft*: on-policy, reverse KL to the
-self that holds passage and answer in its context, its weights an average of the student's. *sparse* has
-no gate and no expert: of each upper MLP the 32 hidden units learn that today's quizzes use and
-dreams of old do not. Rates were searched on validation seeds.
+self that holds passage and answer in its context, its weights an average of the student's.
+*sparse* has no gate and no expert: of each upper MLP the 32 hidden units learn that today's quizzes
+use and dreams of old do not. Rates were searched over two nights of one validation seed; the best of *sdft*
+lies at the edge of its grid. Of the lives only those below are lived: one seed says that a LoRA is
+no worse a memory than an expert, not that it is as good.
 """
 
 
