@@ -303,9 +303,9 @@ teacher's distribution. *gate+cartridge*: 32 keys and values in each upper block
 the day's first tokens, learnt by forward KL and Adam. *gate+sdft*: on-policy, reverse KL to the
 self that holds passage and answer in its context, its weights an average of the student's.
 *sparse* has no gate and no expert: of each upper MLP the 32 hidden units learn that today's quizzes
-use and dreams of old do not. Rates were searched over two nights of one validation seed; the best of *sdft*
-lies at the edge of its grid. Of the lives only those below are lived: one seed says that a LoRA is
-no worse a memory than an expert, not that it is as good.
+use and dreams of old do not. Rates were searched over two nights of one validation seed; the best
+of *sdft* lies at the edge of its grid. Only the lives below are lived: one seed shows no difference
+between a LoRA and an expert, and could hardly show one.
 """
 
 

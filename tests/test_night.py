@@ -3,6 +3,7 @@ marks (glyphs.py)."""
 import ast
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from data.quizzes import pack, sureness, take, unpack
 from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
-from tests.small import ROOT, same_state
+from tests.small import MARKS as SMALL, ROOT, same_state
 
 
 def settings(*words):
@@ -212,6 +213,20 @@ def test_a_move_gone_wrong_is_undone_and_the_slower_ones_wait(base, monkeypatch)
     woken, log = sleep.move_levels(settings("--period=2"), model, {}, G.MARKS, 3)
     assert asked == [FAST] and woken.n_experts(FAST) == 0 and not woken.live(FAST)
     assert log["moves"] == [{"level": FAST, "undone": "too little was still known"}]
+
+
+def test_how_a_dream_stops_is_no_part_of_its_thing(monkeypatch):
+    """The name gains 4 nats a word, the <answer> behind it, which nobody else expects so soon, 30."""
+    (ask,), (answer,), end = SMALL.ask, SMALL.answer, SMALL.end
+    own = torch.tensor([[0.0, 4.0, 4.0, 0.0, 30.0, 0.0, 0.0]])      # <bos> <ask> 10 11 20 <answer> ...
+    monkeypatch.setattr(rehearsal, "token_log_probs",
+                        lambda model, rows, who, start: own if who[0] else torch.zeros_like(own))
+    monkeypatch.setattr(rehearsal, "near", lambda model, z, *rest: z)
+    model = SimpleNamespace(device="cpu", owner=torch.tensor([[FAST, 0]]),
+                            config=SimpleNamespace(listens="name"))
+    z = rehearsal.recognised(model, FAST, [(0, (ask, 10, 11, 20, answer), (30, end))],
+                             torch.tensor([True]), torch.tensor([0]), SMALL)
+    assert (z.begin.item(), z.end.item()) == (2, 3)                 # counted from 1: 10 and 11
 
 
 def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
