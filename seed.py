@@ -354,7 +354,7 @@ def consolidate(model, level, marks, a):
     if not len(z.ids):
         raise RestlessNight("the new expert sleeps through all it is to learn")
     facts, params = asking.facts_in(z), learners(model, slower)
-    steps = max(MOVE_LEAST, int(MOVE_STEPS * facts))
+    steps = max(MOVE_LEAST, MOVE_STEPS * facts)
     even = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
     last = int(AT_LAST * steps)
     distil(model, params, z, None, marks, slower, steps - last, a, even)

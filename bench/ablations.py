@@ -83,7 +83,7 @@ def lives():
                            "reverse KL": ["--divergence=reverse"]})
     add("ingredients", 7, {"gate+sft": SAME})                      # all of it in a plain rival
     add("rivals", 7, {k: v for k, v in RIVALS.items() if k != "gate+sdft"})
-    add("rivals", 2, {"gate+sdft": RIVALS["gate+sdft"]})           # five times as long a night
+    add("rivals", 2, {"gate+sdft": RIVALS["gate+sdft"]})           # its nights take longest
     add("ingredients", 5, {"no gate": ["--gate=0"],                # each alone: gate, new experts
                            "open router": ["seed.open_gate=variants.open_router",
                                            "data.asking.MOVED=1"],

@@ -9,11 +9,11 @@ MK-NIAH of RULER (arXiv 2404.06654) as in Figure 4 of Language Models Need Sleep
 in the embedded world: a needle is a fact about somebody never met, hay is small talk and what the
 self has always known. Lines come one by one. In its context the self keeps what is news to it: a
 line of which it asks itself what it mostly answers otherwise without the line (`is_news`; no truth
-is seen). Is the context full, it sleeps, as in sleep.py, and every --period nights the levels
+is seen). When the context is full, it sleeps, as in sleep.py, and every --period nights the levels
 move. Asked is at the end, with an empty context.
 
     sleep          the self that has slept
-    window         the pretrained self with the last of the haystack in its context: no memory
+    window alone   the pretrained self with the last of the haystack in its context: no memory
     told           the pretrained self with the needle itself in its context: how well it reads
 
 --room=N: of the experts of the slowest level only the newest N are kept (0: all): then it matters
@@ -35,6 +35,7 @@ import dream                                                         # noqa: E40
 import seed as night                                                 # noqa: E402
 import sleep                                                         # noqa: E402
 from bench import stats                                              # noqa: E402
+from bench.ablations import begun                                    # noqa: E402
 from bench.tables import haystacks                                   # noqa: E402
 from data import asking, exam, flags, notes, run, store, world       # noqa: E402
 from data.gate import MAX_NEW, remember                              # noqa: E402
@@ -68,7 +69,8 @@ SAME = ("seed", "tokens", "needles", "levels", "period", "room", "window")   # w
 
 def read(model, lines, news, marks, a, o):
     """The self reads lines [ids], keeps those that are `news`, and sleeps whenever its context is
-    full -> (self, logs of the nights). A night undone is tried once more."""
+    full -> (self, logs of the nights). A night undone is tried once more; what a night has read
+    and could not learn is not read again."""
     context, logs = [], []
     for line, new in [*zip(lines, news), ([], True)]:               # behind the last it sleeps
         if not new:
@@ -100,7 +102,8 @@ def forget_oldest(model, level):
         level_.A, level_.B = level_.A[1:], level_.B[1:]
     oldest = torch.tensor([level, 0], device=model.owner.device)
     kept = ~(model.owner == oldest).all(1)
-    model.things, model.reach, model.owner = model.things[kept], model.reach[kept], model.owner[kept]
+    model.things, model.reach = model.things[kept], model.reach[kept]
+    model.owner = model.owner[kept]
     model.owner[model.owner[:, 0] == level, 1] -= 1
 
 
@@ -132,7 +135,8 @@ def is_news(model, lines, marks, a):
 # Haystacks
 
 def needles(made, n, rng):
-    """n facts about people never met. Raises ValueError where the world has not so many."""
+    """n facts about people never met; no friends, whose names would be keys as well as values.
+    Raises ValueError where the world has not so many."""
     unmet = [f for day in made["days"] for told in day if told.kind in world.DAY
              for f in told.facts if f.relation != "friend"]
     if n > len(unmet):
@@ -146,8 +150,8 @@ def hay_of(made, rng):
     return [" " + " ".join(said) for said in world.CHAT] * (len(facts) // len(world.CHAT)) + facts
 
 
-def one(o, a, base, data, dull, key, rng):
-    """One haystack -> its row of the result file. dull: {line of hay: is it news?}, filled."""
+def one(o, a, base, data, judged, key, rng):
+    """One haystack -> its row of the result file. judged: {line: is it news?}, filled."""
     made = world.make_world(a.world_seed)
     facts, hay = needles(made, o.needles, rng), hay_of(made, random.Random(a.world_seed))
     lines, size = [], 0
@@ -157,13 +161,13 @@ def one(o, a, base, data, dull, key, rng):
     mine = [world.passage([fact], rng) for fact in facts]
     for line in mine:
         lines.insert(rng.randrange(len(lines) + 1), line)
-    fresh, began = [line for line in dict.fromkeys(lines) if line not in dull], time.time()
+    fresh, began = [line for line in dict.fromkeys(lines) if line not in judged], time.time()
     ids = {line: data.enc.encode_ordinary(line) for line in lines}
-    dull |= zip(fresh, is_news(base, [ids[line] for line in fresh], data.marks, a))
+    judged |= zip(fresh, is_news(base, [ids[line] for line in fresh], data.marks, a))
     looked = time.time() - began
     model = clone(base, share=True)
     model.set_ranks(sleep.ranks_of(a, data))
-    model, logs = read(model, [ids[line] for line in lines], [dull[line] for line in lines],
+    model, logs = read(model, [ids[line] for line in lines], [judged[line] for line in lines],
                        data.marks, a, o)
     asked = [world.ask(fact, "needle", rng) for fact in facts]
     last = [t for line in lines for t in ids[line]][-(world.BLOCK - sleep.ROOM):]
@@ -174,26 +178,22 @@ def one(o, a, base, data, dull, key, rng):
             "window_alone": exam.share(exam.sit(base, data, inside)),
             "told": exam.share(exam.sit(base, data, told)),
             "old": exam.share(exam.sit(model, data, data.always["old"])),
-            "needles_kept": sum(dull[line] for line in mine), "lines": len(lines),
-            "hay_kept": sum(dull[line] for line in lines) - sum(dull[line] for line in mine),
+            "needles_kept": sum(judged[line] for line in mine), "lines": len(lines),
+            "hay_kept": sum(judged[line] for line in lines)
+            - sum(judged[line] for line in mine),
             "nights": len(logs), "undone": sum("undone" in log for log in logs),
             "moves": len(moves), "moves_undone": sum("undone" in move for move in moves),
             "seconds_reading": round(looked, 1), "seconds": round(time.time() - began, 1),
             "experts": [model.n_experts(level) for level in range(FAST, len(model.config.ranks))]}
 
 
-def begun(o, number):
+def from_base(o, number):
     """(flags of sleep.py, base, data) of a seed; a base that is not named is made once."""
     folder = os.path.join(o.work, f"base{number}" + "-quick" * o.quick)
-    a = flags.parse([f"--seed={number}", f"--world_seed={number}", "--threads=1",
-                     f"--levels={o.levels}", f"--period={o.period}", f"--out_dir={folder}",
-                     *SMALL * o.quick])
-    a.torch_device, a.resume, a.command = torch.device("cpu"), True, ""
-    torch.set_num_threads(1)
-    data = world.load(a)
-    if o.base:
-        return a, sleep.load(o.base.replace("{}", str(number)), "cpu")[0], data
-    a.lock = store.occupy(folder)
+    named = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
+    words = [f"--seed={number}", f"--world_seed={number}", "--threads=1", f"--levels={o.levels}",
+             f"--period={o.period}", *SMALL * o.quick, *named]
+    a, data = begun(words, folder)
     done = os.path.isfile(os.path.join(folder, "base.pt"))
     base, _ = sleep.pretrained(a, None if done else sleep.born(a, data), data)
     return a, base, data
@@ -210,14 +210,15 @@ def live(o, argv):
     print(f"{len(todo)} haystacks: expect about {3 * len(todo)} minutes on a quiet CPU thread and "
           "8 for each base that is not there; cut it off when you like, it goes on", flush=True)
     kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
+    command = shlex.join(["python", "bench/haystack.py", *kept])
     bar = tqdm(total=len(todo), unit="haystack", mininterval=1.0)
     for number in (s for s in seeds if any(key["seed"] == s for key in todo)):
-        (a, base, data), dull = begun(o, number), {}
+        (a, base, data), judged = from_base(o, number), {}
         for key in (key for key in todo if key["seed"] == number):
             rng = random.Random(f"haystack {number} {key['tokens']}")
-            row = one(o, a, base, data, dull, key, rng)
-            file["runs"].append({**key, "commit": stats.commit(), **row})
-            file |= stats.provenance(shlex.join(["python", "bench/haystack.py", *kept]))
+            row = one(o, a, base, data, judged, key, rng)
+            file["runs"].append({**key, "command": command, "commit": stats.commit(), **row})
+            file |= stats.provenance("; ".join(dict.fromkeys(r["command"] for r in file["runs"])))
             store.write_json(o.result, file)
             bar.update()
     bar.close()

@@ -220,8 +220,8 @@ Their interval is over days, of one life. The life begins from the base of `week
 
 
 HAYSTACK = """
-**Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people never
-met, among small talk and what the self has always known, read line by line through a window, slept
+**Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people
+never met, among small talk and what the self has always known, read line by line through a window, slept
 on, asked when all is read, with an empty context. *window alone*: the pretrained self with the last
 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
 many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
@@ -310,11 +310,9 @@ between a LoRA and an expert, and could hardly show one.
 
 
 def same_arms(file):
-    """The paragraphs on rivals of bench/rivals.py, none where they have not lived."""
-    if not any(run["group"] == "rivals" for run in file["runs"]):
-        return []
-    tried = ["Every try of a rate:", tables.searched(file)] if file.get("search") else []
-    return [RIVALS, *headed("arms.json", file, tables.fought(file)), *tried]
+    """The paragraphs on rivals of bench/rivals.py."""
+    return [RIVALS, *headed("arms.json", file, tables.fought(file)),
+            "Every try of a rate:", tables.searched(file)]
 
 
 REGIMES = """

@@ -329,7 +329,8 @@ def read(teacher, asked, marks):
 
 
 def cross(z, marks, most=WORDINGS):
-    """Everything that can be asked of each thing, in `most` wordings -> quizzes without answers.
+    """Everything that can be asked of each thing -> quizzes without answers: as it was asked, and
+    in up to `most` wordings of its kind.
 
     Things that were asked about in the same wording are of one kind (two people, two birthdays):
     what was asked of one can be asked of the other. Raises RestlessNight.

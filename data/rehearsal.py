@@ -21,7 +21,7 @@ from data.quizzes import (RestlessNight, answers_of, join, pack, question_mask, 
                           unpack)
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
-WORDINGS = 200                      # in which a thing is asked about: all there are
+WORDINGS = 200                      # in which a thing is asked about: more than a world has, so all
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
 ALIKE, QUIZZES = 10, 16000          # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt

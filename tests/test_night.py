@@ -231,7 +231,7 @@ def test_how_a_dream_stops_is_no_part_of_its_thing(monkeypatch):
 
 def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
     monkeypatch.setattr(seed, "STILL_KNOWN", 1.01)
-    monkeypatch.setattr(seed, "MOVE_STEPS", 0.1)
+    monkeypatch.setattr(seed, "MOVE_STEPS", 0)
     monkeypatch.setattr(seed, "MOVE_LEAST", 4)
     model = clone(two_nights[0][1])
     before = clone(model)
