@@ -10,7 +10,7 @@ in the embedded world: a needle is a fact about somebody never met, hay is small
 self has always known. Lines come one by one. In its context the self keeps what is news to it: a
 line of which it asks itself what it mostly answers otherwise without the line (`is_news`; no truth
 is seen). When the context is full, it sleeps, as in sleep.py, and every --period nights the levels
-move. Asked is at the end, with an empty context.
+move. It is asked at the end, with an empty context.
 
     sleep          the self that has slept
     window alone   the pretrained self with the last of the haystack in its context: no memory
@@ -109,8 +109,8 @@ def forget_oldest(model, level):
 
 @torch.no_grad()
 def is_news(model, lines, marks, a):
-    """[True where the self, with that line alone in its context, asks itself questions most of which
-    it answers otherwise than without], of lines [ids]. By the pretrained self, each line once."""
+    """[True where the self, with that line alone in its context, asks itself what it mostly answers
+    otherwise than without], of lines [ids]. By the pretrained self, each line once."""
     found, unknown = [], tuple(model.unknown.tolist())
     for k in tqdm(range(0, len(lines), LINES), desc="reading", unit="batch", leave=False):
         run.stage(a, "news", k)
@@ -230,10 +230,7 @@ def main(argv):
         o.result = os.path.join(o.work, "quick.json")
     if not o.table:
         live(o, argv)
-    file = stats.read(os.path.abspath(o.result))
-    if file is None:
-        flags.fail(f"no {o.result} yet: run without --table", NAME)
-    print("\n".join(haystacks(file)))
+    print("\n".join(haystacks(stats.there(o.result))))
 
 
 if __name__ == "__main__":

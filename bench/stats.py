@@ -32,6 +32,14 @@ def read(name):
         return json.load(f)
 
 
+def there(path):
+    """A result file that a table is to be made of. Raises FileNotFoundError."""
+    file = read(os.path.abspath(path))
+    if file is None:
+        raise FileNotFoundError(f"no {path} yet: run without --table")
+    return file
+
+
 def provenance(command):
     """What every result file says of itself: {"command", "commit", "date", "versions", "threads"}.
 

@@ -189,10 +189,7 @@ def main(argv):
             kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
             file |= stats.provenance(shlex.join(["python", "bench/year.py", *kept]))
             store.write_json(o.result, file)
-    file = stats.read(os.path.abspath(o.result))
-    if file is None:
-        flags.fail(f"no {o.result} yet: run without --table", NAME)
-    print("\n".join(year(file)))
+    print("\n".join(year(stats.there(o.result))))
 
 
 if __name__ == "__main__":

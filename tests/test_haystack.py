@@ -80,10 +80,14 @@ def test_the_table_is_over_seeds():
     assert lines[2].endswith("| 0.75 | 2.0% | 2.0 |")
 
 
-@pytest.mark.parametrize("words", [["--room=-1"], ["--tokens=x"], ["--window=999"], ["--levels=0"],
-                                   ["--table=1", "--result=nowhere.json"]])
+@pytest.mark.parametrize("words", [["--room=-1"], ["--tokens=x"], ["--window=999"], ["--levels=0"]])
 def test_what_cannot_be_is_one_line(words, capsys):
     with pytest.raises(SystemExit):
         haystack.main(words)
     said = capsys.readouterr().err
     assert said.startswith("haystack.py: ") and said.count("\n") == 1
+
+
+def test_no_table_without_a_result():
+    with pytest.raises(FileNotFoundError, match="no nowhere.json yet"):     # flags.guarded: a line
+        haystack.main(["--table=1", "--result=nowhere.json"])
