@@ -100,8 +100,8 @@ def memories(model, level, marks, n, max_new=32):
     expert = torch.arange(model.n_experts(level), device=model.device)
     awake = {level: (expert, torch.zeros_like(expert))}
     prompts = [[*marks.bos, *marks.ask]] * len(expert)
-    rows = generate(model, prompts, max_new, n=n, stop=[marks.end], awake=awake,
-                    forms=[marks.answer])
+    rows = generate(model, prompts, max_new, n=n, temperature=TEMPERATURE, stop=[marks.end],
+                    awake=awake, forms=[marks.answer])
     found = {(i // n, q, a): None for i, q, a in questions_in(rows, marks)}
     return team.share(list(found))
 

@@ -22,7 +22,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "moves.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
+FILES = ("week.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
          "topics.json", "counting.json", "skills.json", "trial.json", "arms.json",
          "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
          "recurrence.json", "absorber.json", "families.json",
@@ -84,7 +84,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(files["moves.json"], week),
+            *moves(week),
             "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
@@ -95,16 +95,12 @@ def lives(files):
             *headed("ablations.json", file, tables.default_life(file))]
 
 
-def moves(file, week):
-    return ["**With the move of the fifth night** (`--period=5`): five experts of the first level "
-            "have become one of the second. The same seeds, from the same bases; the nights alone "
-            "are those of `week.json`, lived on another machine. The move is that of the commit "
-            "below; it has been mended since (more is asked, more of what is dreamt is "
-            "recognised), and these weeks were not lived again. Moves are off by default.",
-            *headed("moves.json", file, tables.moved_week(file, week)),
-            *(f"Seed {r['seed']} was {r['why']} (commit `{r['commit']}`): all days "
-              f"{tables.mean(r['R'][-2]):.3f} the morning before the move, "
-              f"{tables.mean(r['R'][-1]):.3f} the morning after." for r in file.get("stopped", []))]
+def moves(week):
+    if not all(r.get("moves") for r in week["runs"]):
+        return []
+    return ["**The move of the seventh night.** Before the last morning the seven experts of the "
+            "first level become one of the second (`--period=7`). The same days, the morning "
+            "before and the morning after:", *tables.moved_week(week)]
 
 
 def replicates(files):

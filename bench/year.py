@@ -37,7 +37,7 @@ FLAGS = {
     "days": (365, (1, 10000), "days and nights"),
     "seeds": ("6", flags.TEXT, "seeds of weights and world, with commas"),
     "people": (1, (1, 64), "new people a day, beside the news of three known"),
-    "period": (5, flags.COUNT, "nights from move to move of the fast level"),
+    "period": (7, flags.COUNT, "nights from move to move of the fast level"),
     "levels": (4, (1, 8), "of memory"),
     "exam_every": (25, (1, 10000), "mornings from one exam about all days to the next"),
     "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 
 import dream
 from data import notes
-from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, log_probs,
-                       remember, said, specific, token_log_probs, stands_in, wakes)
+from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, imagined,
+                       log_probs, remember, said, specific, token_log_probs, stands_in, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
                           split, sureness, take, unpack)
 from dream import VIEWS
 
-FEW = 3                             # things about which a wording must have been heard
+FEW = 3                             # times that something must have been heard
+OFTEN = 6                           # times that make a name, or a wording
 TOLD = 2.0                          # nats that the name of a thing gains where it is spoken of
 WORDINGS, TURNS = 40, 6             # in which a thing is asked about; an answer
 LIKELY, SPELT = -6.0, -3.0          # log p of the least likely word of a question, of a name
@@ -79,7 +80,9 @@ def thing_by_thing(teacher, z, day, marks):
     that were asked about. Raises RestlessNight.
     """
     model, heard_of = teacher.model, sorted(set(z.passage.tolist()))
-    z = apart(sensible(teacher, z, marks), marks)
+    if model.config.listens == "name":
+        z = apart(z, marks, imagined(model))
+    z = sensible(teacher, z, marks)
     if not len(z.ids):
         raise RestlessNight("the self cannot tell what its questions are about")
     z = z._replace(thing=about(model, z, marks))
@@ -118,27 +121,58 @@ def sensible(teacher, z, marks, likely=LIKELY):
     return take(z, (word.min(1)[0] > likely) & spelt)
 
 
-def apart(z, marks):
-    """Where name and wording meet is heard best from wordings that name many things: the longest
-    that was heard about a FEW of them counts."""
-    heard_about, parts = {}, split(z)
-    for before, name, after in parts:
-        heard_about.setdefault((before, after), set()).add(name)
-    common = [w for w, names in heard_about.items()
-              if len(names) >= FEW and len(w[1]) >= len(marks.answer)]
-    longest_first = [common[i] for _, i in sorted((-len(b) - len(e), i)
-                                                  for i, (b, e) in enumerate(common))]
-    places = []
-    for before, name, after in parts:
-        q, place = before + name + after, (len(before) + 1, len(before) + len(name))
-        for left, right in longest_first:
-            rest = len(q) - len(right)
-            if rest > len(left) and q[:len(left)] == left and q[rest:] == right:
-                place = len(left) + 1, rest
-                break
-        places.append(place)
+def apart(z, marks, others=()):
+    """Where name and wording meet in each question (`cut`), others being heard, too."""
+    asked = [q for _, q, _ in unpack(z)]
+    often = cuts_heard([*asked, *others], marks)
+    places = [cut(q, often, marks, end) or (begin, end)
+              for q, begin, end in zip(asked, z.begin.tolist(), z.end.tolist())]
     begin, end = torch.tensor(places, device=z.ids.device).view(-1, 2).T
     return z._replace(begin=begin, end=end)
+
+
+def cut(q, often, marks, holds=None):
+    """(begin, end) of the name in a question q = before + name + after, counted from 1; None where
+    nothing stands. holds: the place of a word of it, where the question has become specific.
+
+    A name is what is asked about in many wordings, and a wording is what is asked about many names:
+    the greatest n(before, after) n(name) counts, of equals the shortest name. n: how many different
+    questions have it, at most OFTEN.
+    """
+    wordings, names = often
+    heard = {(b + 1, e): min(OFTEN, wordings[q[:b], q[e:]]) * min(OFTEN, names[q[b:e]])
+             for b, e in cuts_of(q, marks) if holds is None or b < holds <= e}
+    return max(heard, key=lambda at: (heard[at], at[0] - at[1]), default=None)
+
+
+def cuts_heard(questions, marks):
+    """How many different questions have each wording (before, after), and each name."""
+    wordings, names = Counter(), Counter()
+    for q in dict.fromkeys(questions):
+        cuts = cuts_of(q, marks)
+        wordings.update((q[:b], q[e:]) for b, e in cuts)
+        names.update({q[b:e] for b, e in cuts})
+    return wordings, names
+
+
+def cuts_of(q, marks):
+    """All (b, e) so that q[b:e], between <ask> and <answer>, may be the name in a question q; it is
+    not all of it."""
+    first, last = len(marks.ask), len(q) - len(marks.answer)
+    return [(b, e) for b in range(first, last) for e in range(b + 1, last + 1)
+            if (b, e) != (first, last)]
+
+
+def usual_wordings(questions, marks):
+    """What the self asks of whom: {name: {(before, after)}} of questions in wordings that were
+    heard about FEW names or more."""
+    often, found = cuts_heard(questions, marks), {}
+    for q in dict.fromkeys(questions):
+        begin, end = cut(q, often, marks) or (1, 0)
+        wording = q[:begin - 1], q[end:]
+        if often[0][wording] >= FEW:
+            found.setdefault(q[begin - 1:end], {})[wording] = None
+    return found
 
 
 def gather(teacher, z, marks):
@@ -176,7 +210,8 @@ def ask_everything(teacher, dreamt, marks):
     if teacher.model.config.listens == "first":
         return as_written(teacher, dreamt, marks)
     unknown = tuple(teacher.model.unknown.tolist())
-    z = answered(teacher, sensible(teacher, cross(dreamt, marks), marks), marks)
+    everything = cross(dreamt, marks, WORDINGS, imagined(teacher.model))
+    z = answered(teacher, sensible(teacher, everything, marks), marks)
     direct = {(before, after): None for before, _, after in split(z)}   # asked of things
     more = turn_round(dreamt, z, direct, unknown, marks)
     if more is not None:
@@ -328,14 +363,18 @@ def read(teacher, asked, marks):
             for (p, q, _), y in zip(asked, answers)]
 
 
-def cross(z, marks, most=WORDINGS):
+def cross(z, marks, most=WORDINGS, others=()):
     """Everything that can be asked of each thing -> quizzes without answers: as it was asked, and
     in up to `most` wordings of its kind.
 
     Things that were asked about in the same wording are of one kind (two people, two birthdays):
-    what was asked of one can be asked of the other. Raises RestlessNight.
+    what was asked of one can be asked of the other. A small day has few wordings: then so can what
+    the self has asked of others of that kind, whom it has imagined. Raises RestlessNight.
     """
-    names, wordings, kinds, new = {}, {}, {}, {}
+    names, wordings, kinds, new = {}, usual_wordings(others, marks), {}, {}
+    for name, asked in wordings.items():
+        for w in asked:
+            kinds.setdefault(w, {})[name] = None
     for k, (before, name, after) in zip(z.thing.tolist(), split(z)):
         if len(after) >= len(marks.answer):                         # not up to <answer>
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
@@ -344,8 +383,10 @@ def cross(z, marks, most=WORDINGS):
             kinds.setdefault((before, after), {})[k] = None
     for k, called in names.items():
         alike = dict.fromkeys(other for w in wordings[k] for other in kinds[w])
-        asked = list(dict.fromkeys(w for other in alike for w in wordings[other]))
-        for before, after in random.sample(asked, min(len(asked), most)):
+        asked = [list(dict.fromkeys(w for other in alike if (other in names) == today
+                                    for w in wordings[other])) for today in (True, False)]
+        own, more = (random.sample(ws, min(len(ws), most)) for ws in asked)
+        for before, after in list(dict.fromkeys(own + more))[:most]:
             name = random.choice(called)
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
     if not new:

@@ -453,7 +453,7 @@ def reach(model, mean, count, z, teacher, marks):
     thing, or the day makes them likelier: then they speak of it.
     """
     p, K = 1 + 1 / count, len(mean)
-    others = [tuple(t for t in row if t >= 0) for row in model.imagined.tolist()]
+    others = imagined(model)
     if not others:
         return FARTHEST * p
     n = nearest(model, [[*marks.bos, *q] for q in others], mean)                    # (rows, K)
@@ -473,6 +473,11 @@ def reach(model, mean, count, z, teacher, marks):
         n[row, k] = torch.where(named | (gain.sum(1) > MIN_GAIN), torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
+
+
+def imagined(model):
+    """The questions that the self has invented and dreamt (`learn_to_listen`): [ids]."""
+    return [tuple(t for t in row if t >= 0) for row in model.imagined.tolist()]
 
 
 def nearest(model, rows, mean):
@@ -529,9 +534,8 @@ def learn_to_listen(model, marks, heard_already=None):
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     thing = torch.tensor([number[name] for name in names], dtype=torch.long, device=model.device)
     fit_metric(model, heard(model, z, marks), thing)
-    imagined = list(dict.fromkeys([q for _, q, _ in pairs[:INVENTED]] +
-                                  dream.questions(model, marks, ALSO_ASKED)))
-    model.imagined, _ = pad_rows(imagined, model.device, -1)
+    asked = [q for _, q, _ in pairs[:INVENTED]] + dream.questions(model, marks, ALSO_ASKED)
+    model.imagined, _ = pad_rows(list(dict.fromkeys(asked)), model.device, -1)
     said_ = Counter(tuple(y) for y in greedy(model, [[*marks.bos, *q] for _, q, _ in
                                                      unpack(z)], marks, MAX_NEW))
     shrug, often = said_.most_common(1)[0] if said_ else ((), 0)

@@ -15,9 +15,9 @@ import torch
 
 import dream
 from data import asking, notes, team
-from data.gate import (MAX_NEW, MIN_GAIN, heard, product, remember, specific, things_of,
+from data.gate import (MAX_NEW, heard, imagined, product, remember, states, things_of,
                        token_log_probs)
-from data.quizzes import (RestlessNight, answers_of, join, pack, question_mask, repack, split, take,
+from data.quizzes import (RestlessNight, answers_of, behind_bos, join, pack, repack, split, take,
                           unpack)
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
@@ -40,7 +40,7 @@ def rehearse(model, level, marks):
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
-    asked = asking.cross(z, marks, WORDINGS)
+    asked = asking.cross(z, marks, WORDINGS, imagined(model))
     expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
     expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
     likely = askable(model, level, asked, expert, marks)
@@ -86,7 +86,7 @@ def dreamt_of(model, level, mine, marks):
         before = count
     if z is None or not len(z.ids):
         raise RestlessNight("it holds no memories that can be dreamt again")
-    z = asking.apart(z, marks)
+    z = asking.apart(z, marks, imagined(model))
     notes.dreamt_again([(e, q, found[e, q]) for e, q, _ in unpack(z)])
     names, one = {}, {}
     for k, (_, name, _) in zip(z.thing.tolist(), split(z)):
@@ -102,33 +102,35 @@ def dreamt_of(model, level, mine, marks):
 
 def recognised(model, level, dreamt, mine, known, marks):
     """Dreams [(expert, question, answer)] that come near a thing of their expert, one of the gate's
-    entries `mine`, which are the things `known` -> Quizzes.
+    entries `mine`, which are the things `known` -> Quizzes, or None.
 
-    As with the day, a question becomes specific where its words are likelier to who knows: to its
-    expert, speaking from the first token on, than to the pretrained self. That it ends is no word
-    of it: only the expert has heard it without a question mark.
+    The gate hears them as it hears any question: the nearest entry, at the nearest word, is what
+    the dream is about, if it is within reach.
     """
-    z = pack(dreamt, model.device)
-    rows = [[*marks.bos, *q, *y] for _, q, y in dreamt]
-    start, given = [0] * len(rows), len(marks.bos)
-    own = token_log_probs(model, rows, [(level, e) for e, _, _ in dreamt], start)
-    nothing = token_log_probs(model, rows, [None] * len(rows), start)
-    at = torch.arange(1, z.ids.shape[1], device=z.ids.device)
-    words = question_mask(z, marks) & (at < z.start[:, None] - len(marks.answer))
-    gain = (own - nothing)[:, given:] * words
-    begin, end = specific(gain, model.config.listens)
-    z = take(z._replace(begin=begin, end=end), gain.sum(1) > MIN_GAIN)
-    if not len(z.ids):
-        return None
-    return near(model, z, mine, known, marks, z.passage[:, None] != model.owner[mine, 1])
+    z, found = pack(dreamt, model.device), []
+    things, reach, owner = model.things[mine], model.reach[mine], model.owner[mine, 1]
+    known = known.to(model.device)
+    for part in torch.arange(len(z.ids), device=z.ids.device).split(64):
+        ids = behind_bos(z.ids[part], marks)
+        x = product(states(model, ids), model.metric.T)                         # (n, T, r)
+        gap = torch.cdist(x, things).square() / reach                           # (n, T, K)
+        at = torch.arange(ids.shape[1], device=ids.device) - len(marks.bos) + 1  # in z.ids, from 1
+        wordless = (at <= len(marks.ask)) | (at > z.start[part, None] - len(marks.answer))
+        gap = gap.masked_fill(wordless[..., None], torch.inf)
+        gap = gap.masked_fill((z.passage[part, None] != owner)[:, None], torch.inf)
+        least, where = gap.flatten(1).min(1)
+        end, entry = at[where // len(things)], where % len(things)
+        found.append(torch.stack([end, known[entry], least < 1]))
+    end, thing, is_near = torch.cat(found, 1)
+    z = take(z._replace(begin=end, end=end, thing=thing), is_near.bool())
+    return z if len(z.ids) else None
 
 
-def near(model, z, mine, known, marks, others=False):
-    """The quizzes that come near one of the gate's entries `mine`, not one of the others (N, K); it
-    is the thing they are about."""
+def near(model, z, mine, known, marks):
+    """The quizzes that come near one of the gate's entries `mine`; it is the thing they are about.
+    """
     x = product(heard(model, z, marks), model.metric.T)
-    gap = torch.cdist(x, model.things[mine]).square()
-    gap, entry = gap.masked_fill(torch.as_tensor(others, device=gap.device), torch.inf).min(1)
+    gap, entry = torch.cdist(x, model.things[mine]).square().min(1)
     z = z._replace(thing=known.to(entry.device)[entry])
     return take(z, gap < model.reach[mine][entry])
 
@@ -181,14 +183,18 @@ def targets(model, z, sources, marks):
 
 
 def spread(z, keep):
-    """The numbers of quizzes, in random order, not too many with one answer about one thing."""
-    order, count = team.share(torch.randperm(len(z.ids)).tolist()), Counter()
-    facts = [(k, y) for k, (_, _, y) in zip(z.thing.tolist(), unpack(z))]
-    most = max(2, min(ALIKE, QUIZZES // max(1, len(set(facts)))))
+    """The numbers of quizzes, in random order, a question once, not too many with one answer about
+    one thing."""
+    order, count, taken = team.share(torch.randperm(len(z.ids)).tolist()), Counter(), set()
+    rows = [(q, (k, y)) for k, (_, q, y) in zip(z.thing.tolist(), unpack(z))]
+    most = max(2, min(ALIKE, QUIZZES // max(1, len({fact for _, fact in rows}))))
     keep, out = keep.tolist(), []
     for i in (i for i in order if keep[i]):
-        count[facts[i]] += 1
-        out += [i] * (count[facts[i]] <= most)
+        q, fact = rows[i]
+        if q not in taken and count[fact] < most:
+            count[fact] += 1
+            taken.add(q)
+            out.append(i)
     return out
 
 

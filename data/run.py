@@ -44,7 +44,7 @@ if not hasattr(torch.optim, "Muon"):
 from data import store, team, text  # noqa: E402
 
 NIGHT, PERSON, MORNING, SFT = 80, 47, 19, 75           # what takes as long as so many steps of
-DISTILLED, FACTS, WHOLE, MOVED = 0.4, 45, 1.15, 1.4     # pretraining: see `expectation`
+DISTILLED, FACTS, WHOLE, MOVED = 0.4, 45, 1.15, 1.1     # pretraining: see `expectation`
 STOP = []                               # signals heard: someone wants to stop
 LIVING = []                             # folder of the life that this process has begun or resumed
 

@@ -46,22 +46,37 @@ def test_a_question_is_wording_name_wording():
 def test_names_cut_short_or_too_long_are_heard_by_common_wordings():
     whole = [(k, WHERE, (10 + k, 20 + k), (END,)) for k in range(3)]
     short = 3, ((ASK, 31), (23, 32, ANSWER)), (13,), (END,)             # <ask> 31 [13] 23 32
-    long = 4, ((ASK, 31), (ANSWER,)), (14, 24, 32), (END,)              # ... [14 24 32]
+    early = 4, ((ASK,), (32, ANSWER)), (31, 14, 24), (END,)             # [31 14 24] 32
     late = 5, ((ASK, 31, 15), (32, ANSWER)), (25,), (END,)              # 15 [25]
     rare = 6, ((ASK, 34), (16, ANSWER)), (35,), (END,)                  # nobody else is asked so
-    z = ask(*whole, short, long, late, rare)
+    z = ask(*whole, short, early, late, rare)
     names = [name for _, name, _ in split(asking.apart(z, MARKS))]
     assert names == [*((10 + k, 20 + k) for k in range(6)), (35,)]
-    few = asking.apart(ask(*whole[:2], short), MARKS)                        # heard about two things
-    assert split(few)[2][1] == (13,)
 
 
-def test_the_longest_common_wording_counts():
-    """<ask> 31 ... 32 is common. That <ask> 31 ... is so too does not make 32 part of a name."""
-    inner = [(k, WHERE, (10 + k,), (END,)) for k in range(3)]
-    outer = [(k, ((ASK, 31), (ANSWER,)), (10 + k, 32), (END,)) for k in range(3, 6)]
-    z = asking.apart(ask(*inner, *outer), MARKS)
-    assert [name for _, name, _ in split(z)] == [(10 + k,) for k in range(6)]
+def test_a_name_is_heard_by_its_wordings_and_a_wording_by_imagined_names():
+    """A day that speaks of one person: each wording is heard once, and the name is everywhere."""
+    wide = 0, ((ASK,), (ANSWER,)), (46, 10, 20), (END,)
+    others = [(ASK, 46, 60 + k, ANSWER) for k in range(3)]
+    assert split(asking.apart(ask(wide), MARKS))[0][1] != (10, 20)      # nothing says so
+    assert split(asking.apart(ask(wide), MARKS, others))[0] == ((ASK, 46), (10, 20), (ANSWER,))
+    many = [(0, ((ASK, 40 + w), (50 + w, ANSWER)), (10,), (END,)) for w in range(5)]
+    one = 0, ((ASK, 46), (48, ANSWER)), (10, 47), (END,)
+    assert split(asking.apart(ask(*many, one), MARKS))[5][1] == (47,)   # holds what was specific
+    one = 0, ((ASK, 46), (47, 48, ANSWER)), (10,), (END,)
+    assert split(asking.apart(ask(*many, one), MARKS))[5][1] == (10,)
+
+
+def test_wordings_that_were_imagined_of_others_are_asked_too():
+    """WHERE is asked of the thing today, and of others WHERE and 77: so 77 can be asked of it. Of a
+    kind of which nothing is asked today, 78, it is not."""
+    kind = [((ASK, 31), (32, ANSWER)), ((ASK, 77), (79, ANSWER))]
+    others = [(*before, 60 + k, *after) for before, after in kind for k in range(4)]
+    others += [(ASK, 78, 70 + k, 80, ANSWER) for k in range(4)]
+    z = ask((0, WHERE, (10,), (END,)))
+    asked = {q for _, q, _ in unpack(asking.cross(z, MARKS, 40, others))}
+    assert asked == {(ASK, 31, 10, 32, ANSWER), (ASK, 77, 10, 79, ANSWER)}
+    assert {q for _, q, _ in unpack(asking.cross(z, MARKS))} == {(ASK, 31, 10, 32, ANSWER)}
 
 
 @pytest.mark.parametrize("study", [[], [([0], [1.0])]])
@@ -138,11 +153,12 @@ def test_what_a_sentence_alone_says_is_learnt_from_that_sentence(monkeypatch):
     def read(teacher, asked, marks):
         number = {q: n for n, (_, q, _) in enumerate(unpack(z))}
         return [known.get((p, number[q]), UNKNOWN) for p, q, _ in asked]
-    monkeypatch.setattr(asking, "cross", lambda z, marks: z)
+    monkeypatch.setattr(asking, "cross", lambda z, *_: z)
     monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "read", read)
     z = z._replace(wording=torch.zeros_like(z.ids, dtype=torch.bool))
-    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config())
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config(),
+                            imagined=torch.zeros(0, 0, dtype=torch.long))
     found = asking.ask_everything(SimpleNamespace(model=model, parts=[[2, 3], [4]]), z, MARKS)
     assert [(p, y) for p, _, y in unpack(found)] == [(0, (20, END)), (3, (21, END)), (1, (22, END))]
     assert found.thing.tolist() == [0, 0, 1]
@@ -209,12 +225,13 @@ def test_answers_about_answers_join_the_others(monkeypatch):
     z = ask((0, WHO, (10,), (END,)), (0, WHERE, (10,), (END,)), (1, WHO, (11,), (END,)))
     says = {z_q: y for (_, z_q), y in zip(questions(z), [(20, END), UNKNOWN, (21, END)])}
     says |= {(ASK, 40, 20, ANSWER): (10, END), (ASK, 40, 21, ANSWER): UNKNOWN}
-    monkeypatch.setattr(asking, "cross", lambda z, marks: z)
+    monkeypatch.setattr(asking, "cross", lambda z, *_: z)
     monkeypatch.setattr(asking, "sensible", lambda teacher, z, marks: z)
     monkeypatch.setattr(asking, "read", lambda teacher, asked, marks: [says[q] for _, q, _ in asked])
     monkeypatch.setattr(asking, "turn_round", lambda dreamt, z, direct, unknown, marks: ask(
         (2, WHOSE, (20,), (END,)), (3, WHOSE, (21,), (END,)), (1, WHO, (11,), (END,))))
-    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config())
+    model = SimpleNamespace(unknown=torch.tensor(UNKNOWN), config=Config(),
+                            imagined=torch.zeros(0, 0, dtype=torch.long))
     teacher = SimpleNamespace(model=model, parts=[[]] * 4)
     found = asking.ask_everything(teacher, z, MARKS)
     assert [(q, y) for _, q, y in unpack(found)] == [

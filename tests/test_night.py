@@ -215,18 +215,24 @@ def test_a_move_gone_wrong_is_undone_and_the_slower_ones_wait(base, monkeypatch)
     assert log["moves"] == [{"level": FAST, "undone": "too little was still known"}]
 
 
-def test_how_a_dream_stops_is_no_part_of_its_thing(monkeypatch):
-    """The name gains 4 nats a word, the <answer> behind it, which nobody else expects so soon, 30."""
+def test_a_dream_is_about_the_thing_of_its_expert_that_it_comes_nearest_to(monkeypatch):
+    """Word 10 lies within reach of two things, 11 in one of them, 12 in one that is another's;
+    marks, of which one lies in a thing, too, are not heard."""
     (ask,), (answer,), end = SMALL.ask, SMALL.answer, SMALL.end
-    own = torch.tensor([[0.0, 4.0, 4.0, 0.0, 30.0, 0.0, 0.0]])      # <bos> <ask> 10 11 20 <answer> ...
-    monkeypatch.setattr(rehearsal, "token_log_probs",
-                        lambda model, rows, who, start: own if who[0] else torch.zeros_like(own))
-    monkeypatch.setattr(rehearsal, "near", lambda model, z, *rest: z)
-    model = SimpleNamespace(device="cpu", owner=torch.tensor([[FAST, 0]]),
-                            config=SimpleNamespace(listens="name"))
-    z = rehearsal.recognised(model, FAST, [(0, (ask, 10, 11, 20, answer), (30, end))],
-                             torch.tensor([True]), torch.tensor([0]), SMALL)
-    assert (z.begin.item(), z.end.item()) == (2, 3)                 # counted from 1: 10 and 11
+    place = torch.full((40, 1), 50.0)
+    place[[10, 11, 12, ask, answer], 0] = torch.tensor([1.2, 4.0, 9.0, 4.0, 0.0])
+    monkeypatch.setattr(rehearsal, "states", lambda model, ids: place[ids])
+    model = SimpleNamespace(device="cpu", metric=torch.eye(1), things=torch.tensor(
+        [[0.0], [4.0], [9.0]]), reach=torch.tensor([4.0, 9.0, 4.0]),
+        owner=torch.tensor([[FAST, 0], [FAST, 0], [FAST, 1]]))
+
+    def of(*asked):
+        dreamt = [(0, (ask, *q, answer), (30, end)) for q in asked]
+        return rehearsal.recognised(model, FAST, dreamt, torch.ones(3, dtype=torch.bool),
+                                    torch.tensor([5, 6, 7]), SMALL)
+    z = of((20, 10, 11, 21), (10, 20), (20, 21), (12,))
+    assert z.thing.tolist() == [6, 5] and z.end.tolist() == [4, 2]  # counted from 1
+    assert of((12,), (20,)) is None
 
 
 def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
