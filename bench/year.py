@@ -39,7 +39,7 @@ FLAGS = {
     "people": (1, (1, 64), "new people a day, beside the news of three known"),
     "period": (7, flags.COUNT, "nights from move to move of the fast level"),
     "levels": (4, (1, 8), "of memory"),
-    "exam_every": (25, (1, 10000), "mornings from one exam about all days to the next"),
+    "exam_every": (7, (1, 10000), "mornings from one exam about all days to the next"),
     "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
     "work": ("out-year", flags.TEXT, "folder of the lives"),
     "result": (os.path.join(stats.RESULTS, "year.json"), flags.TEXT, "result file"),

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import dream
 from data import notes
 from data.gate import (MAX_NEW, MIN_GAIN, about, always, awake_for, gains, greedy, imagined,
-                       log_probs, remember, said, specific, token_log_probs, stands_in, wakes)
+                       log_probs, remember, said, specific, stands_in, token_log_probs, wakes)
 from data.quizzes import (RestlessNight, answers_of, closed_book, join, pack, question_mask, repack,
                           split, sureness, take, unpack)
 from dream import VIEWS

@@ -35,6 +35,7 @@ MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
+MOST_OWN, WIDE = 0.9, 2.5            # share of its own questions that a thing reaches; at most
 EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
 PROPOSED = 5                        # things of a text that the gate proposes to the experts
@@ -447,15 +448,15 @@ def wakes(model, z, level, expert, marks):
 def reach(model, mean, count, z, teacher, marks):
     """How far each thing (K, r) reaches, as a squared distance: (K,).
 
-    In the metric the states of a thing lie within p = 1 (a little more where few were heard). The
-    nearest question that is not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such
-    questions are what the self has invented and dreamt (`learn_to_listen`), unless they name the
-    thing, or the day makes them likelier: then they speak of it.
+    In the metric the states of a thing lie within p (`own_spread`). The nearest question that is
+    not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the
+    self has invented and dreamt (`learn_to_listen`), unless they name the thing, or the day makes
+    them likelier: then they speak of it.
     """
-    p, K = 1 + 1 / count, len(mean)
-    others = imagined(model)
+    others, K = imagined(model), len(mean)
     if not others:
-        return FARTHEST * p
+        return FARTHEST * (1 + 1 / count)
+    p = own_spread(model, mean, count, z, marks)
     n = nearest(model, [[*marks.bos, *q] for q in others], mean)                    # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
@@ -473,6 +474,18 @@ def reach(model, mean, count, z, teacher, marks):
         n[row, k] = torch.where(named | (gain.sum(1) > MIN_GAIN), torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
+
+
+def own_spread(model, mean, count, z, marks):
+    """Within which squared distance p of its mean (K, r) the states of a thing lie: (K,).
+
+    1 by the metric, a little more where few were heard; and as far as most of its own questions
+    were heard tonight, at most WIDE: the state of a name of one word tells more of what stands
+    before it.
+    """
+    gap = (product(heard(model, z, marks), model.metric.T) - mean[z.thing]).square().sum(1)
+    own = torch.stack([gap[z.thing == k].quantile(MOST_OWN) for k in range(len(mean))])
+    return torch.maximum(1 + 1 / count, own.clamp(max=WIDE))
 
 
 def imagined(model):

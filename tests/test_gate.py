@@ -363,11 +363,24 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest:
                         torch.tensor([[likelier[q[1]]] for _, q, _ in unpack(doubt)]))
     teacher = SimpleNamespace(model=model, cache=None, awake={})
+    p = torch.tensor([2.0, 1.5, 1.25])
+    monkeypatch.setattr(gate, "own_spread", lambda *_: p)
     got = gate.reach(model, mean, count, z, teacher, MARKS)
-    p = 1 + 1 / count
     want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
     assert gate.FARTHEST == 4 and torch.allclose(got,
                                                  torch.stack([torch.as_tensor(w) for w in want]))
+
+
+def test_a_thing_lies_as_far_apart_as_most_of_its_own_questions_were_heard(monkeypatch):
+    """Of thing 0 nine tenths lie within 1.44, of 1 (a single question) within nothing, of 2 too far.
+    """
+    x = torch.tensor([[0.1]] * 8 + [[1.2]] * 2 + [[5.0]] + [[2.0], [-2.0], [2.0]])
+    thing = torch.tensor([0] * 10 + [1] + [2] * 3)
+    monkeypatch.setattr(gate, "heard", lambda model, z, marks: x)
+    mean, count = torch.tensor([[0.0], [5.0], [0.0]]), torch.tensor([10, 1, 3])
+    p = gate.own_spread(SimpleNamespace(metric=torch.eye(1)), mean, count,
+                        SimpleNamespace(thing=thing), MARKS)
+    torch.testing.assert_close(p, torch.tensor([1.44, 2.0, gate.WIDE]))
 
 
 @pytest.mark.parametrize("asked", [[], [(0, (1, 9, 2), (7, 3))]])
