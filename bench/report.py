@@ -22,7 +22,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
+FILES = ("week.json", "moves.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
          "topics.json", "counting.json", "skills.json", "trial.json", "arms.json",
          "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
          "recurrence.json", "absorber.json", "families.json",
@@ -84,7 +84,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(week),
+            *moves(files["moves.json"], week),
             "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
@@ -95,12 +95,11 @@ def lives(files):
             *headed("ablations.json", file, tables.default_life(file))]
 
 
-def moves(week):
-    if not all(r.get("moves") for r in week["runs"]):
-        return []
-    return ["**The move of the seventh night.** Before the last morning the seven experts of the "
-            "first level become one of the second (`--period=7`). The same days, the morning "
-            "before and the morning after:", *tables.moved_week(week)]
+def moves(file, week):
+    return ["**With the move of the seventh night** (`--period=7`): in the last night the experts "
+            "of the first level become one of the second. The nights before are the same, to the "
+            "last bit. Moves are off by default: in full weeks they still cost.",
+            *headed("moves.json", file, tables.moved_week(file, week))]
 
 
 def replicates(files):

@@ -639,19 +639,22 @@ def labs(file):
 # --------------------------------------------------------------------------------------------------
 # A year
 
-def moved_week(week):
-    """What the move of the last night costs: recall of the days before it, paired by seed."""
-    rows = []
-    for r in week["runs"]:
-        *_, before, after = r["R"]
-        days = len(r["R"]) - 1
-        rows.append([r["seed"], mean(before[:days]), mean(after[:days]), r["moves"][-1]])
-    change = paired([after - before for _, before, after, _ in rows])
-    lines = [[str(seed), f"{b:.3f}", f"{a:.3f}", f"{a - b:+.3f}", str(m.get("facts", "undone")),
-              str(m.get("rank", ""))] for seed, b, a, m in rows]
-    return table(["seed", "before", "after", "", "facts moved", "rank"],
-                 [*lines, ["mean", number([b for _, b, _, _ in rows]),
-                           number([a for _, _, a, _ in rows]), change, "", ""]])
+def moved_week(moves, week):
+    """moves.json beside week.json: the same seeds and bases, with and without the move."""
+    ours, alone = ({r["seed"]: r for r in file["runs"]} for file in (moves, week))
+    seeds = [seed for seed in ours if seed in alone]
+    shares = {"ACC": "ACC", "BWT": "BWT", "old_after": "old", "reading_after": "reading"}
+    rows = [[name, [alone[s][key] for s in seeds], [ours[s][key] for s in seeds]]
+            for key, name in shares.items()]
+    rows += [[kind.replace("_", " "), *([lives[s]["kinds"][kind]["end"] for s in seeds]
+                                        for lives in (alone, ours))]
+             for kind in ("reversed", "typed", "described", "not_told")]
+    grown = [mean(lives[s]["params_after"] - lives[s]["params_before"] for s in seeds)
+             for lives in (alone, ours)]
+    lines = [[name, number(a), number(b), paired([y - x for x, y in zip(a, b)])]
+             for name, a, b in rows]
+    return table(["", "nights alone", "with the move", "paired"],
+                 [*lines, ["parameters added", *(f"{n:,.0f}" for n in grown), ""]])
 
 
 AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),

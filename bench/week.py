@@ -5,6 +5,8 @@ The default life, once a seed (of weights and of the world): what every kind of 
     python bench/week.py --crowd=40           one day of forty people from each of these bases
                                                                             -> crowd.json
     python bench/week.py --arch=gpt2          the week of a plain transformer  -> arch-gpt2.json
+    python bench/week.py --moves=1            with the move of the seventh night (--period=7)
+                                                                            -> moves.json
     python bench/week.py --table=1            only the table, from the file
 
 A life that is finished is not lived again, one that was interrupted goes on (--work holds them).
@@ -28,6 +30,7 @@ FLAGS = {
     "seeds": ("1,2,3", flags.TEXT, "seeds of weights and world, with commas"),
     "crowd": (0, flags.COUNT, "people of the one day that each base lives; 0: the week"),
     "arch": ("ours", tuple(ARCHITECTURES), "of the self"),
+    "moves": (0, flags.SWITCH, "1: with the move of the seventh night (--period=7)"),
     "steps": (0, flags.COUNT, "of pretraining; 0: as many as by default"),
     "device": ("auto", ("auto", "cpu", "cuda"), "where to live"),
     "at_once": (1, (1, 64), "lives side by side, a thread each"),
@@ -54,8 +57,9 @@ def live(seed, folder, device, *new):
 def life_of(o, seed):
     """The summary of a default life, or of one crowded day lived from its base."""
     name = f"seed{seed}" if o.arch == "ours" else f"{o.arch}-seed{seed}"
+    name += "-moves" * o.moves
     folder = os.path.abspath(os.path.join(o.work, name))
-    week_long = live(seed, folder, o.device, f"--arch={o.arch}",
+    week_long = live(seed, folder, o.device, f"--arch={o.arch}", *["--period=7"] * o.moves,
                      *[f"--pretrain_steps={o.steps}"] * bool(o.steps),
                      *[f"--init_from={o.base.replace('{}', str(seed))}"] * bool(o.base))
     if not o.crowd:
@@ -68,7 +72,9 @@ def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, "week.py")
     if o.crowd and o.arch != "ours":
         flags.fail("--crowd is lived by our architecture alone: leave --arch out", "week.py")
-    plain = None if o.arch == "ours" else f"arch-{o.arch}.json"
+    if o.moves and (o.crowd or o.arch != "ours"):
+        flags.fail("--moves=1 is a week of our own architecture: leave the rest out", "week.py")
+    plain = "moves.json" if o.moves else None if o.arch == "ours" else f"arch-{o.arch}.json"
     path = os.path.join(stats.RESULTS, plain or ("crowd.json" if o.crowd else "week.json"))
     if not o.table:
         seeds = flags.numbers(o.seeds, "seeds", "week.py")

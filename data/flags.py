@@ -88,11 +88,8 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
     "levels of memory": {
         "levels": (4, (1, 8), "of memory, fast to slow; each moves into the next slower one"),
-        "period": (7, COUNT, "nights from one move of the fast level to the next; the level after "
-                   "it moves every period^2 nights, and so on; 0: never. So it is, unless asked "
-                   "for, with the weights of others (a move holds a distribution for each word "
-                   "of its quizzes), and always where nothing can move: topics, languages, "
-                   "--gate=0, --expand=0"),
+        "period": (0, COUNT, "nights from one move of the fast level to the next, say 7; the level "
+                   "after it moves every period^2 nights, and so on; 0: never"),
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
@@ -214,13 +211,9 @@ def together(a, asked_for):
         fail("--data=text reads a folder of notes, a day a file: name it with --data_dir")
     if a.format == "own" and a.data not in ("world", "text"):
         fail(f"--format=own is for --data=world and text; {a.data} is learnt with marks")
-    if a.data not in ("world", "text") or not a.gate or not a.expand:
-        if a.period and "period" in asked_for:
-            fail(f"{typed('period', str(a.period))} moves memories of what has a name, each behind "
-                 "its gate: only with --data=world or text, --gate=1 and --expand=1")
-        a.period = 0
-    if foreign(a) and "period" not in asked_for:
-        a.period = 0
+    if a.period and (a.data not in ("world", "text") or not a.gate or not a.expand):
+        fail(f"{typed('period', str(a.period))} moves memories of what has a name, each behind its "
+             "gate: only with --data=world or text, --gate=1 and --expand=1")
     days = {"world": max(a.days, 28), "text": 28}.get(a.data, 0)
     if days * a.people > PEOPLE:
         said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)

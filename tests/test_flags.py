@@ -363,16 +363,14 @@ def test_what_to_expect_follows_the_flags_and_the_machine():
     """The table of README: 7.5 minutes of pretraining and 49 seconds a night (0.107 s a step)."""
     said = run.expectation(flags.parse(["--contrast=0"]), 448.5 / 4200)
     assert said.endswith("in all: 7.5 minutes of pretraining, 49 seconds a night.")
-    alone = minutes(["--contrast=0", "--period=0"], 448.5 / 4200)
+    alone = minutes(["--contrast=0"], 448.5 / 4200)
     assert alone == pytest.approx(804 / 60, rel=0.05)
-    assert alone < minutes(["--contrast=0"], 448.5 / 4200)          # a move in the seventh night
+    assert alone < minutes(["--contrast=0", "--period=5"], 448.5 / 4200)
     usual = minutes([])
     assert minutes([], 0.2) == pytest.approx(2 * usual, rel=0.05)
     assert minutes(["--contrast=0"]) < usual < minutes(["--days=14"]) < minutes(["--days=28"])
     assert minutes(["--people=16"]) > 1.2 * usual > usual > minutes(["--pretrain_steps=2000"])
-    alone = minutes(["--period=0"])
-    assert minutes(["--init_from=base.pt"]) < usual
-    assert minutes(["--init_from=FOLDER"]) == alone < usual
+    assert minutes(["--init_from=base.pt"]) < minutes(["--init_from=FOLDER"]) == usual
     assert minutes(["--method=none"]) < minutes(["--method=sft"]) < minutes(["--contrast=0"])
     assert minutes(["--seed_steps=40", "--contrast=0"]) < minutes(["--contrast=0"])
     assert "study" in run.expectation(flags.parse(["--data=clinc150"]), 0.1)
@@ -392,16 +390,10 @@ def test_trying_how_fast_the_machine_is_learns_and_draws_nothing():
     assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
 
 
-def test_the_weights_of_others_move_no_level_unless_asked():
-    notes = ["--init_from=FOLDER", "--data=text", "--data_dir=NOTES"]
-    assert flags.parse(notes).period == 0 and flags.parse([*notes, "--period=5"]).period == 5
-    assert flags.parse(["--init_from=base.pt"]).period == 7
-
-
 @pytest.mark.parametrize("words", [["--data=clinc150"], ["--data=languages"], ["--gate=0"],
                                    ["--expand=0"]])
 def test_a_period_where_nothing_can_move_is_refused_in_one_line(words, capsys):
-    assert flags.parse(words).period == 0 < flags.parse([]).period
+    flags.parse(words)
     with pytest.raises(SystemExit):
         flags.parse([*words, "--period=5"])
     said = capsys.readouterr().err

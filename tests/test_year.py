@@ -82,15 +82,3 @@ def test_recall_by_age_and_by_level():
     assert ages["a month"] == "0.500" and ages["a quarter"] == "0.000"
     assert [row[2:4] for row in tables.by_level(run)] == [[1, 20], [2, 0], [3, 20]]
     assert tables.added(run) == 100
-
-
-def test_what_the_move_of_a_week_costs_is_recall_of_the_days_before_it():
-    moved = [{"level": 1, "facts": 10, "rank": 16}]
-    week = {"runs": [
-        {"seed": 1, "R": [[1, None, None], [1, 0.5, None], [0.5, 0.5, 1]], "moves": moved},
-        {"seed": 2, "R": [[1, None, None], [1, 1, None], [1, 1, 0]],
-         "moves": [{"level": 1, "undone": "too little"}]}]}
-    lines = tables.moved_week(week)
-    assert "| 1 | 0.750 | 0.500 | -0.250 | 10 | 16 |" in lines
-    assert "| 2 | 1.000 | 1.000 | +0.000 | undone |  |" in lines
-    assert ".875" in lines[-1] and ".750" in lines[-1]
