@@ -379,7 +379,6 @@ def summarise(a, method, model, state):
             "days": len(R), "R": R, **exam.metrics(R),
             **{k: v for pair in known.values() for k, v in pair.items()},
             "kinds": exam.kinds_of(state["graded"], state["end"]),
-            "moves": [m for night in state["nights"] for m in night.get("moves", ())],
             "params_before": state["params"], "params_after": model.n_params(),
             "seconds": {**seconds, "total": round(sum(seconds.values()), 2)}, "command": a.command,
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__},

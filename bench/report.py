@@ -216,8 +216,8 @@ Their interval is over days, of one life. The life begins from the base of `week
 
 HAYSTACK = """
 **Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people
-never met, among small talk and what the self has always known, read line by line through a window, slept
-on, asked when all is read, with an empty context. *window alone*: the pretrained self with the last
+never met, among small talk and what the self has always known, read line by line through a window,
+slept on, asked when all is read, with an empty context. *window alone*: the pretrained self with the last
 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
 many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
 parameters and can only cost recall. Mean over seeds, least and greatest. The bases are those of

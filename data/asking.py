@@ -383,10 +383,13 @@ def cross(z, marks, most=WORDINGS, others=()):
             kinds.setdefault((before, after), {})[k] = None
     for k, called in names.items():
         alike = dict.fromkeys(other for w in wordings[k] for other in kinds[w])
-        asked = [list(dict.fromkeys(w for other in alike if (other in names) == today
-                                    for w in wordings[other])) for today in (True, False)]
-        own, more = (random.sample(ws, min(len(ws), most)) for ws in asked)
-        for before, after in list(dict.fromkeys(own + more))[:most]:
+        today = list(dict.fromkeys(w for other in alike if other in names for w in wordings[other]))
+        asked = random.sample(today, min(len(today), most))
+        if len(asked) < most:                                       # a small day
+            more = list(dict.fromkeys(w for other in alike for w in wordings[other]
+                                      if w not in asked))
+            asked += random.sample(more, min(len(more), most - len(asked)))
+        for before, after in asked:
             name = random.choice(called)
             new[k, before + name + after] = len(before) + 1, len(before) + len(name)
     if not new:

@@ -35,7 +35,7 @@ MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
-MOST_OWN, WIDE = 0.9, 2.5            # share of its own questions that a thing reaches; at most
+MOST_OWN, WIDE = 0.9, 2.5           # share of its own states in the spread of a thing; at most
 EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
 PROPOSED = 5                        # things of a text that the gate proposes to the experts
@@ -424,8 +424,10 @@ def open_gate(model, z, teacher, heard_by_day, marks, a):
         hear_day(model, marks, heard_by_day or dreamt, FAST, new)
     else:
         z = z._replace(thing=z.thing.unique(return_inverse=True)[1])    # some were dropped
-        mean, count = means(product(heard(model, z, marks), model.metric.T), z.thing)
-        model.remember_things(mean, reach(model, mean, count, z, teacher, marks), FAST, new)
+        x = product(heard(model, z, marks), model.metric.T)
+        mean, count = means(x, z.thing)
+        spread = own_spread(x, mean, count, z.thing)
+        model.remember_things(mean, reach(model, mean, spread, z, teacher, marks), FAST, new)
     model.unlock(FAST, seed=len(model.owner))
     since = wakes(model, z, FAST, new, marks)
     awake = since >= 0
@@ -445,18 +447,17 @@ def wakes(model, z, level, expert, marks):
 
 
 @torch.no_grad()
-def reach(model, mean, count, z, teacher, marks):
+def reach(model, mean, spread, z, teacher, marks):
     """How far each thing (K, r) reaches, as a squared distance: (K,).
 
-    In the metric the states of a thing lie within p (`own_spread`). The nearest question that is
-    not about it comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the
+    Most of its states lie within p, its spread (K,). The nearest question that is not about it
+    comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the
     self has invented and dreamt (`learn_to_listen`), unless they name the thing, or the day makes
     them likelier: then they speak of it.
     """
-    others, K = imagined(model), len(mean)
+    p, K, others = spread, len(mean), imagined(model)
     if not others:
-        return FARTHEST * (1 + 1 / count)
-    p = own_spread(model, mean, count, z, marks)
+        return FARTHEST * p
     n = nearest(model, [[*marks.bos, *q] for q in others], mean)                    # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
@@ -476,15 +477,15 @@ def reach(model, mean, count, z, teacher, marks):
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
 
 
-def own_spread(model, mean, count, z, marks):
-    """Within which squared distance p of its mean (K, r) the states of a thing lie: (K,).
+def own_spread(x, mean, count, thing):
+    """Within which squared distance of its mean (K, r) most states x (N, r) of a thing lie: (K,).
 
-    1 by the metric, a little more where few were heard; and as far as most of its own questions
-    were heard tonight, at most WIDE: the state of a name of one word tells more of what stands
+    1 by the metric, a little more where few were heard; more, up to WIDE, where tonight's own
+    questions were heard farther away: the state of a name of one word tells more of what stands
     before it.
     """
-    gap = (product(heard(model, z, marks), model.metric.T) - mean[z.thing]).square().sum(1)
-    own = torch.stack([gap[z.thing == k].quantile(MOST_OWN) for k in range(len(mean))])
+    gap = (x - mean[thing]).square().sum(1)
+    own = torch.stack([gap[thing == k].quantile(MOST_OWN) for k in range(len(mean))])
     return torch.maximum(1 + 1 / count, own.clamp(max=WIDE))
 
 

@@ -120,9 +120,9 @@ def recognised(model, level, dreamt, mine, known, marks):
         gap = gap.masked_fill((z.passage[part, None] != owner)[:, None], torch.inf)
         least, where = gap.flatten(1).min(1)
         end, entry = at[where // len(things)], where % len(things)
-        found.append(torch.stack([end, known[entry], least < 1]))
-    end, thing, is_near = torch.cat(found, 1)
-    z = take(z._replace(begin=end, end=end, thing=thing), is_near.bool())
+        found.append((end, known[entry], least < 1))
+    end, thing, within = (torch.cat(parts) for parts in zip(*found))
+    z = take(z._replace(begin=end, end=end, thing=thing), within)
     return z if len(z.ids) else None
 
 

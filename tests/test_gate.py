@@ -346,7 +346,7 @@ def test_nearest_is_the_nearest_token_of_each_row():
 def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     """min(sqrt(p n), FARTHEST p, 0.9 n), where n is the nearest question that the day does not make
     likelier, and that does not name the thing."""
-    model, mean, count = bare(), torch.eye(48)[[10, 11, 12]], torch.tensor([1, 2, 4])
+    model, mean = bare(), torch.eye(48)[[10, 11, 12]]
     z = pack([(0, (1, 9, 2), (7, 3)), (0, (1, 8, 2), (7, 3)), (1, (1, 7, 2), (7, 3))], "cpu")
     z = z._replace(thing=torch.tensor([0, 1, 2]), begin=torch.full((3,), 2),
                    end=torch.full((3,), 2))
@@ -364,22 +364,19 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
                         torch.tensor([[likelier[q[1]]] for _, q, _ in unpack(doubt)]))
     teacher = SimpleNamespace(model=model, cache=None, awake={})
     p = torch.tensor([2.0, 1.5, 1.25])
-    monkeypatch.setattr(gate, "own_spread", lambda *_: p)
-    got = gate.reach(model, mean, count, z, teacher, MARKS)
+    got = gate.reach(model, mean, p, z, teacher, MARKS)
     want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
     assert gate.FARTHEST == 4 and torch.allclose(got,
                                                  torch.stack([torch.as_tensor(w) for w in want]))
 
 
-def test_a_thing_lies_as_far_apart_as_most_of_its_own_questions_were_heard(monkeypatch):
+def test_a_thing_lies_as_far_apart_as_most_of_its_own_questions_were_heard():
     """Of thing 0 nine tenths lie within 1.44, of 1 (a single question) within nothing, of 2 too far.
     """
     x = torch.tensor([[0.1]] * 8 + [[1.2]] * 2 + [[5.0]] + [[2.0], [-2.0], [2.0]])
     thing = torch.tensor([0] * 10 + [1] + [2] * 3)
-    monkeypatch.setattr(gate, "heard", lambda model, z, marks: x)
     mean, count = torch.tensor([[0.0], [5.0], [0.0]]), torch.tensor([10, 1, 3])
-    p = gate.own_spread(SimpleNamespace(metric=torch.eye(1)), mean, count,
-                        SimpleNamespace(thing=thing), MARKS)
+    p = gate.own_spread(x, mean, count, thing)
     torch.testing.assert_close(p, torch.tensor([1.44, 2.0, gate.WIDE]))
 
 
@@ -396,5 +393,5 @@ def test_a_self_that_invents_nothing_learns_some_metric(monkeypatch, asked):
     assert remember(model, MARKS, [[1, 9, 2]])[0][1] is None
     z = pack([(0, (1, 9, 2), (7, 3))], "cpu")._replace(thing=torch.tensor([0]))
     model.imagined = model.imagined[:0]
-    reach = gate.reach(model, torch.zeros(1, len(model.metric)), torch.tensor([1]), z, None, MARKS)
+    reach = gate.reach(model, torch.zeros(1, len(model.metric)), torch.tensor([2.0]), z, None, MARKS)
     assert reach.tolist() == [gate.FARTHEST * 2]            # nobody is near
