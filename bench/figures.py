@@ -414,8 +414,7 @@ def everything(files, folder):
     def at(name):
         return os.path.join(folder, name)
     yield life_picture({"sleep": files["week.json"]["runs"]}, at("week.png"))
-    found = stats.by_life(files["ablations.json"])
-    lives = {name: list(found[name].values()) for name in ("sleep", "sft", "none")}
+    lives = {run["method"]: [run] for run in files["newcomer.json"]["runs"]}
     yield life_picture(lives, at("life.png"))
     yield world_picture(files["knowledge.json"], at("rivals-world.png"))
     for name in ("clinc150", "dbpedia"):
