@@ -3,7 +3,8 @@ dream.py: what the self tells itself.
 
 Chapter three of nanoSleep ([S] = Language Models Need Sleep, arXiv 2606.03979, section 3.4, after
 SEAL, arXiv 2506.10943). The self that holds the day writes quizzes about it; Knowledge Seeding
-(seed.py) learns them. Then it finds out which dreams make it better, and learns to dream such:
+(seed.py) learns them. With --dream=1 (--paper) it finds out which dreams make it better, and learns
+to dream such:
 
     write       questions and answers of the day, in all the styles the self knows
     importance  w(i) = || grad L(dream i) ||, or its cosine to the gradient of a self-made quiz

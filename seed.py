@@ -9,6 +9,9 @@ ground truth. Text is token ids; the only symbols known are the four marks of th
 
     max  E [ (1 - alpha) r(y) - alpha D(teacher || student)(y | x) ]                     ([S] 3.3)
 
+That is the night of --paper. By default labels alone are learnt, the teacher's own answers y:
+max E [ log student(y | x) ], nothing on-policy, no dreaming. It keeps as much (bench/README.md).
+
 Simplifications. The context is cleared at the end of the night, after dreaming, because the
 self-made quiz is the judgement of the self that holds it. Imitation masks a dream after its
 question, not at random. The period of a level counts nights, not tokens. The gate, the screen,
@@ -191,7 +194,8 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
         L = (1 - lambda) E_{(x, y) ~ D} D(T || S)(y|x) + lambda E_{y ~ S} D(T || S)(y|x)
                                                                                 (GKD, Eq. 1)
     lambda = a.on_policy, in the last steps: a cold student writes nonsense, on which the teacher
-    can only comment. weights (N,): how often each quiz is drawn. bank: see `replay_bank`.
+    can only comment. a.divergence: D; "sft": -log S(y|x) in its place. weights (N,): how often each
+    quiz is drawn. bank: see `replay_bank`.
     """
     momenta, seen = [torch.zeros_like(p) for p in params], {}
     weights = torch.ones(len(z.ids), device=student.device) if weights is None else weights

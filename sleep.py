@@ -7,6 +7,7 @@ picture; the last chapter of nanoSleep.
                 in its context  then reset   by RL      of day j; old; reading
 
     python sleep.py                                    the default life
+    python sleep.py --paper                            its nights as the paper has them: dreaming
     python sleep.py --resume --out_dir=out             go on where it stopped
     python sleep.py --ask="Where does Ada Bram live?"  question a saved self
     python sleep.py --chat                             tell, sleep, ask again

@@ -174,7 +174,7 @@ def words_of(name, seed, o, rate=None):
         more = [*more, f"{rate_of}={o.rates[name] if rate is None else rate}"]
     if rate is not None and o.horizon:
         nights = min(nights, o.horizon)
-    words = [f"--seed={seed}", f"--world_seed={seed}", "--threads=1",
+    words = [f"--seed={seed}", f"--world_seed={seed}", "--threads=1", "--paper",
              *(SMALL if o.quick else [f"--days={nights}"]), *more]
     return [w for w in words if w[0] == "-"], [w for w in words if w[0] != "-"]
 

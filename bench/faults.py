@@ -40,8 +40,8 @@ NEWBORN = ["--n_layer=1", "--n_embd=32", "--pretrain_steps=320", "--days=1", "--
 TINY = [*NEWBORN, "--pretrain_steps=2"]
 READER = ["--n_layer=2", "--n_embd=64", "--pretrain_steps=600", "--threads=1", "--days=1",
           "--people=1", "--method=none"]                             # made once: it can ask itself
-NIGHTS = ["--days=2", "--people=2", "--quizzes=1", "--seed_steps=16", "--period=2", "--contrast=0",
-          "--threads=1"]
+NIGHTS = ["--paper", "--days=2", "--people=2", "--quizzes=1", "--seed_steps=16", "--period=2",
+          "--contrast=0", "--threads=1"]
 MODULES = {m.__name__.split(".")[-1]: m for m in (sleep, seed, dream, store, exam, gate)}
 # where to die: at the n-th call of a function, or inside the n-th write to the disk
 IN_BIRTH = ["sleep.descend:1", "sleep.descend:299", "sleep.descend:301", "sleep.descend:320",

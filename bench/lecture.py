@@ -111,10 +111,10 @@ def forgets(files):
 
 
 def without(files, *names):
-    """The paired differences of some lives, in words: of trial.json where it has them, else of the
-    first edition."""
+    """The paired differences of some lives, in words: of ingredients.json where it has them,
+    else of the first edition."""
     said, left = [], list(names)
-    for name, what in (("trial.json", ""), ("ablations.json", "first edition, ")):
+    for name, what in (("ingredients.json", ""), ("ablations.json", "first edition, ")):
         file = files[name]
         rows = {row["name"]: row for row in stats.compared(file)}
         here, left = [n for n in left if n in rows], [n for n in left if n not in rows]

@@ -69,16 +69,16 @@ def main(argv):
 
 
 def planned(name, card):
-    """A default life of this model in bfloat16 on this card, printed and as numbers."""
-    a = flags.parse([f"--plan={card}", "--dtype=bfloat16"])
+    """A life (--paper) of this model in bfloat16 on this card, printed and as numbers."""
+    a = flags.parse([f"--plan={card}", "--dtype=bfloat16", "--paper"])
     data, c = world.load(a), config_of(name, (32, 32, 96))
     print(f"\n{name}: ", end="")
     return plan.show(a, data, c)
 
 
 def measured(folder):
-    """One default night of a base under torch's own count, beside the plan's."""
-    a = flags.parse([])
+    """One whole night of a base under torch's own count, beside the plan's."""
+    a = flags.parse(["--paper"])
     data, (model, _) = world.load(a), sleep.load(os.path.join(folder, "base.pt"), "cpu")
     day, _ = sleep.wake(data, 0, [])
     random.seed(0), torch.manual_seed(0)
@@ -98,7 +98,7 @@ def random_night(steps):
     rejected. All else is `seed.night` as it is: dreams are written, the teacher reads, the gate
     opens, the expert learns, dreams are tried and learnt, the self looks back.
     """
-    a = flags.parse([f"--seed_steps={steps}"])
+    a = flags.parse([f"--seed_steps={steps}", "--paper"])
     data, took = world.load(a), {}
     torch.manual_seed(0), random.seed(0)
     model = GPT(Config(vocab_size=50257 + 4, block_size=1024, n_layer=12, n_head=12, head_dim=64,

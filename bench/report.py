@@ -23,8 +23,8 @@ from data.flags import SWITCH, TEXT                                  # noqa: E40
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
 FILES = ("week.json", "moves.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
-         "topics.json", "counting.json", "skills.json", "trial.json", "arms.json",
-         "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
+         "topics.json", "counting.json", "skills.json", "trial.json",
+         "ingredients.json", "arms.json", "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
          "recurrence.json", "absorber.json", "families.json",
          "squad_world.json", "gpt2_night.json", "arc1d.json", "speed.json", "plan.json",
          "faults.json", "labs.json")
@@ -264,30 +264,33 @@ def topics(files):
 
 
 TRIAL = """
-The present world and gate, lives of seeds that nobody tuned on, one ingredient away at a time; all
-lives of a seed begin from the base of `week.json`, pretrained on an H200, and are lived on a CPU.
-*gate+sft* is the plain rival: a new expert, the same gate, the same quizzes, optimiser, mishearing
-and steps, but labels instead of the teacher's distribution, nothing on-policy, no dreaming. Five
-seeds lived it for the whole week. All else lived two nights on two or three seeds, which know
-nearly everything: what only helps can hardly show there, what harms can. "No gate" was not lived
-again.
+**The simplest night.** *gate+sft*, the default night: a new expert, the gate, the self's own
+quizzes, labels. *sleep*, the whole night of the paper (`--paper`): the same expert, gate, quizzes,
+optimiser, mishearing and steps, but the teacher's distribution, on-policy steps, imitation, dreams
+tried on copies. Five seeds that nobody had tuned on, a week each, from the same bases.
+"""
+INGREDIENTS = """
+**One ingredient away at a time**, by older nights: seeds that nobody had tuned on, from bases made
+on an H200, lived on a CPU. Five seeds lived *gate+sft* for the whole week. All else lived two
+nights on two or three seeds, which know nearly everything: what only helps can hardly show there,
+what harms can. "No gate" was not lived again.
 """
 
 
 def trial(files):
-    file = files["trial.json"]
+    file, parts = files["trial.json"], files["ingredients.json"]
     rows, same = tables.plain_rival(file)
     words = "equivalent" if same < 0.05 else "neither different nor shown to be equivalent"
-    return ["## Which ingredient matters", TRIAL,
-            *headed("trial.json", file, tables.ablations(file)),
-            "**The plain rival, by kind of question.** Seconds are of a machine with other work; "
-            "both lived on it in turn. Two one-sided tests against a margin of "
-            f"{short(str(tables.MARGIN))} of ACC, said before the rival had lived: p = "
-            f"{short(f'{same:.3f}')}, {words}.", rows, *same_arms(files["arms.json"]),
+    return ["## Which ingredient matters", TRIAL, *headed("trial.json", file, rows),
+            "Seconds are of a machine with other work; both lived on it in turn. Two one-sided "
+            f"tests against a margin of {short(str(tables.MARGIN))} of ACC, said before the plain "
+            f"night had lived: p = {short(f'{same:.3f}')}, {words}.",
+            INGREDIENTS, *headed("ingredients.json", parts, tables.ablations(parts)),
+            *same_arms(files["arms.json"]),
             "**The reward.** Only what differs among the rollouts of one prompt can be learnt "
             "from: a life about the reward in which this spread is below "
             f"{short(str(stats.SPREAD))} is no test of it, and no row of the correction.",
-            tables.rewarded(file)]
+            tables.rewarded(parts)]
 
 
 RIVALS = """

@@ -134,7 +134,7 @@ def folder(o, name, seed):
 def words_of(o, name, seed):
     """(flags of sleep.py, constants as module.NAME=number) of one life."""
     words = ["--data=languages", f"--seed={seed}", f"--world_seed={seed}", f"--days={o.nights}",
-             "--threads=1", "--contrast=0", f"--pretrain_steps={STEPS}",
+             "--threads=1", "--contrast=0", "--paper", f"--pretrain_steps={STEPS}",
              f"--seed_steps={NIGHT}", *o.base.split(), *(SMALL if o.quick else [])]
     more = o.lives[name]
     return words + [w for w in more if w[0] == "-"], [w for w in more if w[0] != "-"]

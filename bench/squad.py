@@ -70,8 +70,9 @@ PROMPT = ("Let's read the following passage and produce a list of implications d
           "indirectly from the content.\n\nPassage:\n", "\n\nImplications:\n")       # as SEAL's
 BEGIN = ("<|begin_of_text|>", "<|endoftext|>", "<|bos|>")  # of a text: Llama; GPT-2, Qwen; ours
 APART = ("method", "contrast", "data", "data_dir", "days", "people", "out_dir", "resume", "chat",
-         "ask", "context")          # flags of sleep.py that mean nothing here
-SHARED = {name: flag for name, flag in flags.FLAGS.items() if name not in APART}
+         "ask", "context", "paper")         # flags of sleep.py that mean nothing here
+SHARED = {name: (flags.PAPER.get(name, flag[0]), *flag[1:])        # sleep: the whole night
+          for name, flag in flags.FLAGS.items() if name not in APART}
 MACHINE = ("device", "deterministic", "threads", "plan")             # no result depends on these
 BORN = ("seed", "world_seed", "dtype", "rank", *flags.GROUPS["the self"])     # the base on these
 FLAGS = {  # name: (default, allowed, what it does); those in SHARED beside them

@@ -69,16 +69,18 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "quizzes": (4, SOME, "documents of questions sampled for each view of a passage"),
         "seed_steps": (0, COUNT, "distillation steps; 0: as many as there are things to learn"),
         "rank": (32, (1, 16384), "rank of a nightly expert"),
-        "divergence": ("forward", ("forward", "reverse", "jsd", "sft"),
+        "paper": (False, SWITCH, "the whole night of the paper, dearer and no better here: "
+                  "--divergence=forward --on_policy=0.25 --dream=1"),
+        "divergence": ("sft", ("forward", "reverse", "jsd", "sft"),
                        "from teacher to student; sft: hard labels instead"),
-        "on_policy": (0.25, SHARE, "share of on-policy steps at the end; 0: none"),
+        "on_policy": (0.0, SHARE, "share of on-policy steps at the end; 0: none"),
         "imitate": (1, SWITCH, "0: no Learning to Imitate"),
         "expand": (1, SWITCH, "0: train all MLP weights instead of a new expert"),
         "gate": (1, SWITCH, "0: one expert that is always awake, protected by replay alone"),
         "replay": (1, SWITCH, "0: no replay dreams"),
     },
     "the night: Dreaming": {
-        "dream": (1, SWITCH, "0: no second stage"),
+        "dream": (0, SWITCH, "1: a second stage; what follows is about it"),
         "writer": (1, SWITCH, "0: the writer of dreams is not trained by ReST-EM"),
         "curriculum": (1, SWITCH, "0: draw dreams evenly, not where progress is possible"),
         "select": ("cosine", ("cosine", "norm", "random"),
@@ -93,6 +95,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
+PAPER = {"divergence": "forward", "on_policy": 0.25, "dream": 1}        # what --paper stands for
 ASKING = {"ask", "context", "chat", "out_dir", "device", "dtype", "deterministic", "threads"}
 BESIDE = ("none", "sft")                # lives that --contrast adds, in folders of these names
 
@@ -151,7 +154,7 @@ def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
     """--name=value flags -> a namespace; anything else is refused, with the nearest valid flag.
 
     flags: {name: (default, allowed, what it does)}, those of sleep.py or of a script of bench/.
-    quick: the defaults that --quick puts in their place.
+    quick: the defaults that --quick puts in their place, as --paper does those of PAPER.
     """
     if {"-h", "--help"} & set(argv):
         print(doc + "\n" + described(GROUPS if flags is FLAGS else {"flags": flags}))
@@ -166,7 +169,9 @@ def parse(argv, doc="", flags=FLAGS, script="sleep.py", quick=None):
             fail(f"--{name} needs a value: --{name}=...", script)
     asked_for = {k: allowed(k, text, flags, script) for k, text in given(argv).items()}
     defaults = {k: default for k, (default, *_) in flags.items()}
-    instead = quick if quick and asked_for.get("quick") else {}
+    short = {"quick": quick or {}, "paper": PAPER}          # flags that stand for others
+    instead = {k: v for name, many in short.items() if asked_for.get(name)
+               for k, v in many.items() if k in flags}
     a = SimpleNamespace(**{**defaults, **instead, **asked_for})
     if flags is FLAGS:
         together(a, asked_for)
@@ -287,7 +292,7 @@ def recalled(path):
             raise ValueError("it does not hold flags")
     except (ValueError, RecursionError) as e:
         fail(f"{path} is damaged ({type(e).__name__}: {e}): restore it or live the life again")
-    later = {"chat": False, "plan": "", "format": "auto", "recompute": False}
+    later = {"chat": False, "plan": "", "format": "auto", "recompute": False, "paper": False}
     old = {**later, **old}                                  # of a life begun before there were any
     lacking, unknown = sorted(set(FLAGS) - set(old)), sorted(set(old) - set(FLAGS) - {"command"})
     if lacking or unknown:

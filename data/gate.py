@@ -35,6 +35,7 @@ MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
+SHARED = 6                          # questions of others that begin alike: a wording, no name
 MOST_OWN, WIDE = 0.9, 2.5           # share of its own states in the spread of a thing; at most
 EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
@@ -453,12 +454,13 @@ def reach(model, mean, spread, z, teacher, marks):
     Most of its states lie within p, its spread (K,). The nearest question that is not about it
     comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the
     self has invented and dreamt (`learn_to_listen`), unless they name the thing, or the day makes
-    them likelier: then they speak of it.
+    them likelier: then they speak of it. But what many of them come near behind the same words
+    ("At which address") is a wording: that names nothing.
     """
     p, K, others = spread, len(mean), imagined(model)
     if not others:
         return FARTHEST * p
-    n = nearest(model, [[*marks.bos, *q] for q in others], mean)                    # (rows, K)
+    n, at = nearest(model, [[*marks.bos, *q] for q in others], mean)                # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
     if len(row):
         home = z.passage.new_zeros(K).scatter_reduce(0, z.thing, z.passage, "amin",
@@ -472,7 +474,12 @@ def reach(model, mean, spread, z, teacher, marks):
             names.setdefault(thing, {})[name + after[:1]] = None
         named = torch.tensor([any(stands_in(name, others[i]) for name in names[j])
                               for i, j in zip(row.tolist(), k.tolist())], device=n.device)
-        n[row, k] = torch.where(named | (gain.sum(1) > MIN_GAIN), torch.inf, n[row, k])
+        end = (at[row, k] + 1 - len(marks.bos)).tolist()
+        begun = [(j, others[i][:e]) for i, j, e in zip(row.tolist(), k.tolist(), end)]
+        often = Counter(begun)
+        wording = torch.tensor([often[b] >= SHARED for b in begun], device=n.device)
+        about_it = (named | (gain.sum(1) > MIN_GAIN)) & ~wording
+        n[row, k] = torch.where(about_it, torch.inf, n[row, k])
     n = n.min(0)[0]
     return torch.stack([(p * n).sqrt(), FARTHEST * p, 0.9 * n]).amin(0)
 
@@ -495,15 +502,16 @@ def imagined(model):
 
 
 def nearest(model, rows, mean):
-    """How near the states of each row of ids come to each thing, squared: (rows, K)."""
+    """How near the states of each row of ids come to each thing, squared, and at which of its words,
+    counted from <bos> as 0: two of (rows, K)."""
     out = []
     for i in range(0, len(rows), 64):
         ids, length = pad_rows(rows[i:i + 64], model.device)
         z = product(states(model, ids), model.metric.T)
         far = torch.cdist(z, mean).square()                                     # (n, T, K)
         beyond = torch.arange(ids.shape[1], device=ids.device) >= length[:, None]
-        out.append(far.masked_fill(beyond[..., None], torch.inf).amin(1))
-    return torch.cat(out)
+        out.append(far.masked_fill(beyond[..., None], torch.inf).min(1))
+    return tuple(torch.cat(parts) for parts in zip(*out))
 
 
 def invent(model, marks, n):

@@ -504,7 +504,7 @@ def watched(noted, unfolded):
 
 
 def losses(noted):
-    names = {"loss": "divergence from the teacher on its own quizzes, nats a token",
+    names = {"loss": "distance from the teacher's answers to its own quizzes, nats a token",
              "kl": "divergence on what the student says itself, nats a token",
              "reward": "reward of the student's own answers",
              "spread": "spread of rewards over the tries at one question"}
@@ -517,8 +517,8 @@ def losses(noted):
                        f"{decimal(points[0][1])} to {decimal(points[-1][1])}, highest "
                        f"{decimal(max(values))}, steps {points[0][0]:d} to {points[-1][0]:d}"
                        f"</small>{drawn}\n")
-    return part("The losses", "Means over some steps each; the lower edge is zero. The last few "
-                "steps come after the dreams, on what is not yet known. <code>seed.distil</code>, "
+    return part("The losses", "Means over some steps each; the lower edge is zero. In a night "
+                "that tries dreams the last few steps come after them. <code>seed.distil</code>, "
                 "<code>seed.off_policy_loss</code>, <code>seed.on_policy_loss</code>", inside)
 
 

@@ -19,7 +19,7 @@ from sleep import descend, document_loss, optimizers
 
 MARKS = Marks(bos=(3,), ask=(0,), answer=(2,), end=1)
 NAME, REST, VALUE, RULE, STOP, UNKNOWN, VOCAB = 10, 40, 70, 160, 9, 8, 180  # where tokens begin
-PROPERTIES, STEPS = 3, 190           # STEPS of pretraining, after which it reads
+PROPERTIES, STEPS = 3, 260           # STEPS of pretraining, after which it reads
 
 
 def thing(rng, avoid=()):

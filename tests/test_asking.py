@@ -477,7 +477,7 @@ def test_who_is_told_of_again_keeps_what_was_not_told_again(world, base):
     other = next(v for _, (v, *_) in (G.thing(random.Random(i)) for i in range(9))
                  if v != properties[0])
     changed = name, [other, *properties[1:]]
-    sleep_over(model, [G.sentence(changed, 0)])
+    sleep_over(model, [G.sentence(changed, 0), G.sentence(changed, 1)])
     rng = random.Random(1)
     for k in range(G.PROPERTIES):
         asked = [G.quiz(changed, k, rng) for _ in range(4)]

@@ -77,7 +77,7 @@ def test_defaults():
         if range_ is not None:
             shown = str(int(default)) if type(default) is bool else str(default)
             assert flags.value_of(name, shown) == default
-    assert len(flags.FLAGS) <= 43
+    assert len(flags.FLAGS) <= 44
     assert flags.parse(["--data=dbpedia"]).data_dir == os.path.join("data", "dbpedia")
     assert flags.parse(["--data=dbpedia", "--data_dir=x"]).data_dir == "x"
 
@@ -116,6 +116,19 @@ def test_wide_enough_and_asked_properly():
     assert flags.parse(["--init_from=a.pt", "--widen=64"]).widen == 64       # its width is its own
     assert flags.parse(["--ask=Who?", "--context=Ada."]).context == "Ada."
     assert flags.parse(["--data=clinc150", "--people=5000"]).people == 5000
+
+
+def test_the_whole_night_of_the_paper_is_one_flag():
+    usual, whole = flags.parse([]), flags.parse(["--paper"])
+    assert (usual.divergence, usual.on_policy, usual.dream) == ("sft", 0, 0)
+    assert (whole.divergence, whole.on_policy, whole.dream) == ("forward", 0.25, 1)
+    differ = {k for k in flags.FLAGS if getattr(usual, k) != getattr(whole, k)}
+    assert differ == {"paper", *flags.PAPER}
+    assert flags.parse(["--on_policy=1", "--paper", "--dream=0"]).on_policy == 1
+    assert flags.parse(["--on_policy=1", "--paper", "--dream=0"]).dream == 0
+    for name, value in flags.PAPER.items():
+        assert flags.value_of(name, str(value)) == value
+        assert f"--{name}={value}" in flags.FLAGS["paper"][2]
 
 
 def test_a_script_of_bench_brings_its_own_flags(capsys):

@@ -338,9 +338,10 @@ def test_the_metric_of_a_self_that_cannot_read_is_still_a_metric(n):
 def test_nearest_is_the_nearest_token_of_each_row():
     model = bare()
     rows = [[0, 10, 11], [0, 5]] * 40                       # more than are heard at once
-    far = gate.nearest(model, rows, torch.eye(48)[[11, 5, 0]])
+    far, at = gate.nearest(model, rows, torch.eye(48)[[11, 5, 0]])
     close(far[:2], torch.tensor([[0.0, 2, 0], [2, 0, 0]]), 1e-3)
     close(far[78:], far[:2], 1e-3)
+    assert (at[0, [0, 2]].tolist(), at[1, [1, 2]].tolist()) == ([2, 0], [1, 0])
 
 
 def test_reach_ends_before_the_nearest_other_question(monkeypatch):
@@ -357,7 +358,7 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
 
     def nearest(model, rows, mean):
         assert rows == [[*MARKS.bos, *q] for q in asked]
-        return n.clone()
+        return n.clone(), torch.ones_like(n, dtype=torch.long)
     monkeypatch.setattr(gate, "nearest", nearest)
     likelier = {20: 0.0, 21: 0.0, 22: 5.0, 8: 0.0}          # one of them speaks of its thing
     monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest:
@@ -368,6 +369,22 @@ def test_reach_ends_before_the_nearest_other_question(monkeypatch):
     want = [min((p[0] * 1.0).sqrt(), 0.9), min((p[1] * 2.5).sqrt(), 4 * p[1], 0.9 * 2.5), 4 * p[2]]
     assert gate.FARTHEST == 4 and torch.allclose(got,
                                                  torch.stack([torch.as_tensor(w) for w in want]))
+
+
+@pytest.mark.parametrize("many", [1, gate.SHARED - 1, gate.SHARED])
+def test_what_many_are_asked_about_behind_the_same_words_is_a_wording(monkeypatch, many):
+    """The day makes all of these questions likelier; they come near behind their second word."""
+    model, mean = bare(), torch.eye(48)[[10]]
+    z = pack([(0, (1, 9, 2), (7, 3))], "cpu")
+    z = z._replace(thing=torch.tensor([0]), begin=torch.tensor([2]), end=torch.tensor([2]))
+    asked = [(1, 30, 10 + i, 2) for i in range(many)] + [(1, 31 + i, 10, 2) for i in range(9)]
+    model.imagined, _ = pad_rows(asked, pad=-1)
+    monkeypatch.setattr(gate, "nearest", lambda model, rows, mean: (
+        torch.full((len(rows), 1), 0.5), torch.full((len(rows), 1), 2)))
+    monkeypatch.setattr(gate, "gains", lambda model, doubt, *rest: 9.0 * torch.ones_like(doubt.ids))
+    teacher = SimpleNamespace(model=model, cache=None, awake={})
+    got = gate.reach(model, mean, torch.tensor([2.0]), z, teacher, MARKS)
+    assert got.item() == pytest.approx(8.0 if many < gate.SHARED else 0.9 * 0.5)
 
 
 def test_a_thing_lies_as_far_apart_as_most_of_its_own_questions_were_heard():

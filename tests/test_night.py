@@ -22,7 +22,7 @@ from tests.small import MARKS as SMALL, ROOT, same_state
 
 
 def settings(*words):
-    return flags.parse(["--quizzes=5", "--seed_steps=40", *words])     # a day of two things
+    return flags.parse(["--paper", "--quizzes=5", "--seed_steps=40", *words])  # two things a day
 
 
 def sleep_over(model, things, *words, day=None):

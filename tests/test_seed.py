@@ -21,7 +21,7 @@ QUIZZES = [(0, (1, 9, 8, 2), (7, 3)), (0, (1, 9, 2), (6, 5, 3)), (1, (1, 4, 4, 4
 
 
 def settings(*words):
-    return flags.parse(list(words))
+    return flags.parse(["--paper", *words])
 
 
 def blank(model):

@@ -142,7 +142,7 @@ def pretrained(data, steps, seed):
 
 def night_flags(*words):
     """The flags of a night in the village: as many steps as six people need."""
-    return flags.parse(["--quizzes=5", "--seed_steps=120", *words])
+    return flags.parse(["--paper", "--quizzes=5", "--seed_steps=120", *words])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -114,9 +114,9 @@ def alarms(model, data, asked, heard):
     rows, person = asked["heard"]
     mean, _ = means(places(model, data, rows, person) @ model.metric.T, person)
     rows, person = asked["own"]
-    own = nearest(model, rows, mean)[torch.arange(len(rows)), person]
+    own = nearest(model, rows, mean)[0][torch.arange(len(rows)), person]
     reach = own.quantile(heard)
-    return [(nearest(model, asked[key], mean).amin(1) < reach).float().mean().item()
+    return [(nearest(model, asked[key], mean)[0].amin(1) < reach).float().mean().item()
             for key in ("strangers", "namesakes")]
 
 
