@@ -22,12 +22,12 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "moves.json", "year.json", "haystack.json", "crowd.json", "newcomer.json",
-         "topics.json", "counting.json", "skills.json", "trial.json",
-         "ingredients.json", "arms.json", "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
-         "recurrence.json", "absorber.json", "families.json",
-         "squad_world.json", "gpt2_night.json", "arc1d.json", "speed.json", "plan.json",
-         "faults.json", "labs.json")
+FILES = ("week.json", "week-paper.json", "moves.json", "year.json", "haystack.json", "crowd.json",
+         "newcomer.json", "topics.json", "counting.json", "skills.json", "trial.json",
+         "ingredients.json", "arms.json", "ablations.json", "knowledge.json",
+         "classes-clinc150.json", "classes-dbpedia.json", "recurrence.json", "absorber.json",
+         "families.json", "squad_world.json", "gpt2_night.json", "arc1d.json", "speed.json",
+         "plan.json", "faults.json", "labs.json")
 FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "check": (False, SWITCH, "compare both pages with the result files, change nothing"),
     "pictures": (False, SWITCH, "make the figures"),
@@ -84,7 +84,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(files["moves.json"], week),
+            *moves(files["moves.json"], files["week-paper.json"]),
             "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
@@ -97,8 +97,9 @@ def lives(files):
 
 def moves(file, week):
     return ["**With the move of the seventh night** (`--period=7`): in the last night the experts "
-            "of the first level become one of the second. The nights before are the same, to the "
-            "last bit. Moves are off by default: in full weeks they still cost.",
+            "of the first level become one of the second. By older nights, those of the paper: "
+            "beside the same weeks without it (`week-paper.json`). Moves are off by default: in "
+            "full weeks they still cost, and take as long as the nights.",
             *headed("moves.json", file, tables.moved_week(file, week))]
 
 
@@ -205,11 +206,11 @@ The search for a regime in which these parts matter (`--search`) is not run.
 
 
 LONG = """
-`bench/year.py`: a day of one new person and news of three known ones, night after night. Every five
-nights all experts of the first level become one of the second, every 25 all of the second one of
+`bench/year.py`: a day of one new person and news of three known ones, night after night. Every seven
+nights all experts of the first level become one of the second, every 49 all of the second one of
 the third, and so on; what they know is asked out of them (`data/rehearsal.py`), nothing of a day is
 kept. *before, after*: the same days, asked on the morning before the move and on the one after it.
-Their interval is over days, of one life. The life begins from the base of `week.json`.
+Their interval is over days, of one life.
 *bits*: log2 of how many values a fact could have had; *parameters added*: of experts and gate.
 """
 
@@ -221,7 +222,7 @@ slept on, asked when all is read, with an empty context. *window alone*: the pre
 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
 many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
 parameters and can only cost recall. Mean over seeds, least and greatest. The bases are those of
-`week.json`.
+`week-paper.json`.
 """
 
 
@@ -407,7 +408,7 @@ same weights in float64, ours and theirs; and whether unlocking an expert moves 
 """
 SQUAD = """
 `bench/squad.py` is ready for SQuAD and released weights; here it reads eight passages of our own
-world (one seed, base of `week.json`): exact match without the passage, each slept on alone and all
+world (one seed, base of `week-paper.json`): exact match without the passage, each slept on alone and all
 in one self, four a night. `context` has the passage before its eyes. It shows that the bench works,
 and nothing about SQuAD.
 """
