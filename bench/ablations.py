@@ -4,13 +4,14 @@ functions of sleep.py; a constant of a chapter is changed where there is no flag
 
     python bench/ablations.py              all lives below x 5 seeds -> bench/results/ablations.json
     python bench/ablations.py --quick      1 seed, 4 lives, small: does everything run?
-    python bench/ablations.py --only=sleep the default life alone
+    python bench/ablations.py --only=sleep the whole night alone
     python bench/ablations.py --only=rivals --search       only find the rates of rivals
     python bench/report.py                 the tables, from the result file
 
 Tables 1 and 3 (lower halves) and the question of Figure 4 of Language Models Need Sleep (arXiv
 2606.03979), on the embedded world. All lives of a seed start from the same base and meet the same
-people; differences are paired by seed. Where nothing is seen in the default life, the *regimes*
+people; differences are paired by seed. They are all of the whole night (`--paper`): "sleep" has
+every ingredient, "gate+sft" is the default night. Where nothing is seen in a week, the *regimes*
 look for it where it should show: few quizzes, short nights, a self that reads badly, 24 dreams a
 night. A life once lived is kept, one that was interrupted goes on.
 

@@ -452,30 +452,30 @@ def reach(model, mean, spread, z, teacher, marks):
     """How far each thing (K, r) reaches, as a squared distance: (K,).
 
     Most of its states lie within p, its spread (K,). The nearest question that is not about it
-    comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the
-    self has invented and dreamt (`learn_to_listen`), unless they name the thing, or the day makes
-    them likelier: then they speak of it. But what many of them come near behind the same words
-    ("At which address") is a wording: that names nothing.
+    comes within n: min(sqrt(p n), FARTHEST p, 0.9 n). Such questions are what the self has invented
+    and dreamt (`learn_to_listen`), unless they name the thing, or the day makes them likelier: then
+    they speak of it. But what many of them come near behind the same words ("At which address") is
+    a wording: that names nothing.
     """
     p, K, others = spread, len(mean), imagined(model)
     if not others:
         return FARTHEST * p
     n, at = nearest(model, [[*marks.bos, *q] for q in others], mean)                # (rows, K)
     row, k = (n < FARTHEST * p).nonzero().T
-    if len(row):
+    pairs = list(zip(row.tolist(), k.tolist()))
+    if pairs:
         home = z.passage.new_zeros(K).scatter_reduce(0, z.thing, z.passage, "amin",
                                                      include_self=False)
-        doubt = pack([(int(home[j]), others[i], (marks.end,))
-                            for i, j in zip(row.tolist(), k.tolist())], n.device)
+        doubt = pack([(int(home[j]), others[i], (marks.end,)) for i, j in pairs], n.device)
         gain = gains(teacher.model, doubt, marks, teacher.cache, doubt.passage * VIEWS,
                      teacher.awake)
         names = {}                          # with the word behind it: it is the whole name
         for thing, (_, name, after) in zip(z.thing.tolist(), split(z)):
             names.setdefault(thing, {})[name + after[:1]] = None
         named = torch.tensor([any(stands_in(name, others[i]) for name in names[j])
-                              for i, j in zip(row.tolist(), k.tolist())], device=n.device)
-        end = (at[row, k] + 1 - len(marks.bos)).tolist()
-        begun = [(j, others[i][:e]) for i, j, e in zip(row.tolist(), k.tolist(), end)]
+                              for i, j in pairs], device=n.device)
+        ends = (at[row, k] + 1 - len(marks.bos)).tolist()
+        begun = [(j, others[i][:end]) for (i, j), end in zip(pairs, ends)]
         often = Counter(begun)
         wording = torch.tensor([often[b] >= SHARED for b in begun], device=n.device)
         about_it = (named | (gain.sum(1) > MIN_GAIN)) & ~wording
