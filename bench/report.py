@@ -206,10 +206,10 @@ The search for a regime in which these parts matter (`--search`) is not run.
 
 
 LONG = """
-`bench/year.py`: a day of one new person and news of three known ones, night after night. Every seven
-nights all experts of the first level become one of the second, every 49 all of the second one of
-the third, and so on; what they know is asked out of them (`data/rehearsal.py`), nothing of a day is
-kept. *before, after*: the same days, asked on the morning before the move and on the one after it.
+`bench/year.py`: a day of one new person and news of three known ones, night after night. Every
+seven nights all experts of the first level become one of the second, every 49 all of the second one
+of the third, and so on; what they know is asked out of them (`data/rehearsal.py`), nothing of a day
+is kept. *before, after*: the same days, asked on the morning before the move and on the one after it.
 Their interval is over days, of one life.
 *bits*: log2 of how many values a fact could have had; *parameters added*: of experts and gate.
 """
@@ -218,8 +218,8 @@ Their interval is over days, of one life.
 HAYSTACK = """
 **Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people
 never met, among small talk and what the self has always known, read line by line through a window,
-slept on, asked when all is read, with an empty context. *window alone*: the pretrained self with the last
-160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
+slept on, asked when all is read, with an empty context. *window alone*: the pretrained self with
+the last 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
 many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
 parameters and can only cost recall. Mean over seeds, least and greatest. The bases are those of
 `week-paper.json`.
@@ -408,8 +408,8 @@ same weights in float64, ours and theirs; and whether unlocking an expert moves 
 """
 SQUAD = """
 `bench/squad.py` is ready for SQuAD and released weights; here it reads eight passages of our own
-world (one seed, base of `week-paper.json`): exact match without the passage, each slept on alone and all
-in one self, four a night. `context` has the passage before its eyes. It shows that the bench works,
+world (one seed, base of `week-paper.json`): exact match without the passage, each slept on alone
+and all in one self, four a night. `context` has the passage before its eyes. It shows that the bench works,
 and nothing about SQuAD.
 """
 PLAIN = """

@@ -80,7 +80,7 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "replay": (1, SWITCH, "0: no replay dreams"),
     },
     "the night: Dreaming": {
-        "dream": (0, SWITCH, "1: a second stage; what follows is about it"),
+        "dream": (0, SWITCH, "1: a second stage, in which dreams are tried on copies"),
         "writer": (1, SWITCH, "0: the writer of dreams is not trained by ReST-EM"),
         "curriculum": (1, SWITCH, "0: draw dreams evenly, not where progress is possible"),
         "select": ("cosine", ("cosine", "norm", "random"),

@@ -158,9 +158,9 @@ def expectation(a, step):
     """One sentence: how long this run will take if a step of pretraining takes `step` seconds.
 
     In such steps a night takes NIGHT and PERSON for each person told of, a morning MORNING (from
-    the seconds of a CPU in bench/results/week.json and crowd.json), a night of sft SFT; a step of
-    distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and gradient.
-    A move takes MOVED of the nights that are moved (moves.json beside week.json).
+    the seconds of a CPU in bench/results/week-paper.json and crowd.json), a night of sft SFT; a
+    step of distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and
+    gradient. A move takes MOVED of the nights that are moved (moves.json beside week-paper.json).
     """
     born = 0 if flags.whole(a) else step * a.pretrain_steps
     if a.data != "world":
