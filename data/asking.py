@@ -136,13 +136,18 @@ def cut(q, often, marks, holds=None):
     nothing stands. holds: the place of a word of it, where the question has become specific.
 
     A name is what is asked about in many wordings, and a wording is what is asked about many names:
-    the greatest n(before, after) n(name) counts, of equals the shortest name. n: how many different
-    questions have it, at most OFTEN.
+    the greatest n(before, after) n(name) counts. n: how many different questions have it, at most
+    OFTEN; of equals, without that limit ("Where does Mara ... live" is heard often, too, where many
+    are called Mara); of equals still, the shortest name.
     """
     wordings, names = often
-    heard = {(b + 1, e): min(OFTEN, wordings[q[:b], q[e:]]) * min(OFTEN, names[q[b:e]])
+    heard = {(b + 1, e): (wordings[q[:b], q[e:]], names[q[b:e]])
              for b, e in cuts_of(q, marks) if holds is None or b < holds <= e}
-    return max(heard, key=lambda at: (heard[at], at[0] - at[1]), default=None)
+
+    def worth(at):
+        n, m = heard[at]
+        return min(OFTEN, n) * min(OFTEN, m), n * m, at[0] - at[1]
+    return max(heard, key=worth, default=None)
 
 
 def cuts_heard(questions, marks):
