@@ -31,7 +31,7 @@ from data.engine import generate, pad_rows, prefill
 from data.gate import MAX_NEW, always, log_probs, open_gate, said, wakes
 from data.kernels import in_chunks, levenshtein, muon
 from data.quizzes import (RestlessNight, answer_mask, answers_of, closed_book, pack, question_mask,
-                          take, unpack, words_of)
+                          shorten, take, unpack, words_of)
 from data.rehearsal import bits_of, known_again, rehearse
 from data.text import pad_documents, symbols
 from dream import VIEWS, Teacher
@@ -52,7 +52,7 @@ ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon 
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
 MOVE_STEPS, MOVE_LEAST = 3, 500     # of a move: steps a fact; in all, at least
 AT_LAST = 0.25                      # share of them for what is about to be lost
-BITS, LEAST_RANK = 0.4, 16          # a parameter of a slower expert is to hold; its least rank
+BITS, LEAST_RANK = 0.2, 16          # a parameter of a slower expert is to hold; its least rank
 STILL_KNOWN = 0.85                  # share of its quizzes that a move must keep
 
 
@@ -202,15 +202,18 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
     read = weights * ~z.recalled                                    # not answered from memory
     late = LATE * steps if bool(read.any()) else steps
     lr = LR if a.expand else MLP_LR
-    own = torch.Generator(student.device).manual_seed(random.getrandbits(31) + team.RANK)
+    own = torch.Generator().manual_seed(random.getrandbits(31) + team.RANK)
+    weights, read, length = weights.cpu(), read.cpu(), z.length.cpu()   # drawn without waiting
     for step in tqdm(range(steps), desc="seeding", unit="step", leave=False, mininterval=1.0):
         if step >= late and random.random() < a.on_policy:
             assert_finite(params)                                   # before they are sampled from
             index = torch.multinomial(read, BATCH // GROUP, replacement=True, generator=own)
-            loss, now = on_policy_loss(student, take(z, index), teach, marks, level, a)
+            loss, now = on_policy_loss(student, take(z, index.to(z.ids.device)), teach, marks,
+                                       level, a)
         else:
             index = torch.multinomial(weights, BATCH, replacement=True, generator=own)
-            loss = off_policy_loss(student, take(z, index), marks, level, a.divergence)
+            batch = shorten(take(z, index.to(z.ids.device)), int(length[index].max()))
+            loss = off_policy_loss(student, batch, marks, level, a.divergence)
             now = {"loss": loss.detach()}
         if bank is not None:
             loss = loss + REPLAY_WEIGHT * drift(student, bank, level, 16).mean()
@@ -348,7 +351,8 @@ def consolidate(model, level, marks, a):
     most what is about to be lost (prioritised rehearsal).
     """
     teacher, slower = clone(model, share=True), level + 1
-    (z, things, reach), new = rehearse(teacher, level, marks), model.n_experts(slower)
+    z, things, reach = rehearse(teacher, level, marks, labels=a.divergence == "sft")
+    new = model.n_experts(slower)
     before, bits = len(model.things), bits_of(teacher, z, marks)
     model.reset(level)
     model.remember_things(things, reach, slower, new)

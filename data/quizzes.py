@@ -49,6 +49,11 @@ def take(z, index):
     return Quizzes(*(None if t is None else t[index] for t in z))
 
 
+def shorten(z, width):
+    """The quizzes without the padding behind the longest of them, `width` tokens long."""
+    return z._replace(ids=z.ids[:, :width], wording=z.wording[:, :width])
+
+
 def join(a, b):
     """Quizzes a and b, one after the other."""
     width = max(a.ids.shape[1], b.ids.shape[1])

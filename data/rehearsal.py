@@ -23,7 +23,7 @@ from data.quizzes import (RestlessNight, answers_of, behind_bos, join, pack, rep
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
 WORDINGS = 200                      # in which a thing is asked about: more than a world has, so all
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
-ALIKE, QUIZZES = 10, 16000          # quizzes with one answer about one thing; in all, at most
+ALIKE, QUIZZES = 24, 16000          # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
 NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
@@ -31,11 +31,11 @@ CHECKED = 512                       # quizzes by which a move is judged
 
 
 @torch.no_grad()
-def rehearse(model, level, marks):
+def rehearse(model, level, marks, labels=False):
     """All that the experts of a level hold -> (Quizzes with targets, things (K, r), reach (K,)).
 
     thing: the number of a thing; one of several nights, and whatever goes by the same name, is one.
-    passage: the expert that answers. Of what no expert dreams again nothing is left: neither a quiz
+    passage: the expert that answers. labels: the words of the answers are enough, no distributions. Of what no expert dreams again nothing is left: neither a quiz
     nor a thing. Raises RestlessNight where nothing is found.
     """
     mine = model.owner[:, 0] == level
@@ -63,7 +63,8 @@ def rehearse(model, level, marks):
     things = torch.stack([model.things[mine][where].mean(0) for where in places])
     reach = torch.stack([model.reach[mine][where].max() for where in places])
     passage = torch.tensor([-1 if who is None else who[1] for who in sources], device=model.device)
-    z = z._replace(target=targets(model, z, sources, marks), thing=thing, passage=passage,
+    target = no_targets(z) if labels else targets(model, z, sources, marks)
+    z = z._replace(target=target, thing=thing, passage=passage,
                    recalled=torch.ones_like(thing, dtype=torch.bool))
     return z, things, reach
 
@@ -182,14 +183,23 @@ def targets(model, z, sources, marks):
     return torch.where(left[:, None, None], certain, target)
 
 
+def no_targets(z):
+    """(N, A, 0): how long the answers are, where their words are learnt and nothing else."""
+    return torch.empty(len(z.ids), int((z.length - z.start).max()), 0, device=z.ids.device)
+
+
 def spread(z, keep):
     """The numbers of quizzes, in random order, a question once, not too many with one answer about
-    one thing."""
+    one thing. What hardly any wording gets as an answer is left out: nobody would ask so. That is
+    fewer than FEW, or where wordings are few, than a third of what the most usual one gets.
+    """
     order, count, taken = team.share(torch.randperm(len(z.ids)).tolist()), Counter(), set()
     rows = [(q, (k, y)) for k, (_, q, y) in zip(z.thing.tolist(), unpack(z))]
-    most = max(2, min(ALIKE, QUIZZES // max(1, len({fact for _, fact in rows}))))
     keep, out = keep.tolist(), []
-    for i in (i for i in order if keep[i]):
+    often = Counter(fact for good, (_, fact) in zip(keep, rows) if good)
+    enough = min(asking.FEW, max(often.values(), default=0) // 3)
+    most = max(2, min(ALIKE, QUIZZES // max(1, sum(n >= enough for n in often.values()))))
+    for i in (i for i in order if keep[i] and often[rows[i][1]] >= enough):
         q, fact = rows[i]
         if q not in taken and count[fact] < most:
             count[fact] += 1

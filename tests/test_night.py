@@ -274,13 +274,18 @@ def test_memories_that_ask_or_answer_nothing_do_not_move(two_nights, monkeypatch
         rehearsed()
 
 
-def test_not_too_many_quizzes_with_one_answer():
-    rows = [(0, (1, 5 + i, 2), (9, 3)) for i in range(rehearsal.ALIKE + 5)] + [(0, (1, 4, 2), (8, 3))]
+def test_not_too_many_quizzes_with_one_answer_and_none_that_hardly_any_wording_gets():
+    often, rare = rehearsal.ALIKE + 5, asking.FEW
+    rows = [(0, (1, 5 + i, 2), (9, 3)) for i in range(often)]
+    rows += [(0, (1, 4, 90 + i, 2), (8, 3)) for i in range(rare)] + [(0, (1, 3, 2), (7, 3))]
     z = pack(rows, "cpu")._replace(thing=torch.zeros(len(rows), dtype=torch.long))
     keep = torch.ones(len(rows), dtype=torch.bool)
     kept = rehearsal.spread(z, keep)
-    assert len(kept) == rehearsal.ALIKE + 1 and len(rows) - 1 in kept
+    assert len(kept) == rehearsal.ALIKE + rare and len(rows) - 1 not in kept
+    assert {*range(often, often + rare)} <= {*kept}
     assert rehearsal.spread(z, ~keep) == []
+    few = [0, len(rows) - 1]                                # of a small world nothing is rare
+    assert sorted(rehearsal.spread(take(z, torch.tensor(few)), keep[few])) == [0, 1]
 
 
 def test_bits_are_those_that_surprise_the_pretrained_self(base, world):
