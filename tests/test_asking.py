@@ -54,6 +54,15 @@ def test_names_cut_short_or_too_long_are_heard_by_common_wordings():
     assert names == [*((10 + k, 20 + k) for k in range(6)), (35,)]
 
 
+def test_a_first_name_that_many_have_belongs_to_the_name():
+    """Then "Where does Mara ... live" is heard often, and so is each last name."""
+    maras, others = [(10, 20 + k) for k in range(7)], [(11 + k, 60 + k) for k in range(7)]
+    asked = [(k, ((ASK, 40 + w), (50 + w, ANSWER)), name, (END,))
+             for k, name in enumerate(maras + others) for w in range(7)]
+    names = [name for _, name, _ in split(asking.apart(ask(*asked), MARKS))]
+    assert names == [name for _, _, name, _ in asked]
+
+
 def test_a_name_is_heard_by_its_wordings_and_a_wording_by_imagined_names():
     """A day that speaks of one person: each wording is heard once, and the name is everywhere."""
     wide = 0, ((ASK,), (ANSWER,)), (46, 10, 20), (END,)

@@ -10,7 +10,7 @@ import dream
 import seed
 from data import asking, flags, gate
 from data.engine import prefill
-from data.quizzes import answers_of, pack, sureness, unpack
+from data.quizzes import answers_of, pack, shorten, sureness, unpack
 from data.text import Day, symbols
 from dream import Teacher
 from model import FAST, SLOW, clone
@@ -254,6 +254,7 @@ def test_losses_ignore_padding():
     junk = torch.where(torch.arange(z.ids.shape[1]) < z.length[:, None], z.ids, 17)
     more = torch.cat([junk, torch.full((3, 4), 23)], 1)
     wide = z._replace(ids=more, wording=torch.zeros_like(more, dtype=torch.bool))
+    assert shorten(wide, z.ids.shape[1]).ids.equal(junk)
     for kind in ("forward", "sft"):
         for level in (None, FAST):
             if level is not None and not student.n_experts(FAST):
