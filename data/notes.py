@@ -94,8 +94,11 @@ def look(student, z, marks, level, n, seen):
     """Note what the student would say at the watched answer token after n steps: (V,) log p.
 
     Watched is the token of CANDIDATES quizzes at which teacher and student, before the first step
-    on z, differ most: KL in nats. All of it stays on the device.
+    on z, differ most: KL in nats. All of it stays on the device. A move that learns labels alone
+    has no teacher to look at.
     """
+    if not z.target.shape[2]:
+        return
     if not seen or seen[-1]["of"] is not z.ids:
         if len(seen) == WATCHED:
             return
