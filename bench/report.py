@@ -84,7 +84,7 @@ def lives(files):
             f"Mean, and the lowest and the highest seed. The crowded day: `crowd.json`, "
             f"`{crowd['command']}`, commit `{crowd['commit']}`.",
             picture("week.png", "what is known of which day after which night, kind by kind"),
-            *moves(files["moves.json"], files["week-paper.json"]),
+            *moves(files["moves.json"], files["week.json"]),
             "**What a newcomer waits.** The README's first command in a clean clone, one thread, "
             "beside other work:", *headed("newcomer.json", files["newcomer.json"],
                                           tables.newcomer(files["newcomer.json"])),
@@ -97,9 +97,9 @@ def lives(files):
 
 def moves(file, week):
     return ["**With the move of the seventh night** (`--period=7`): in the last night the experts "
-            "of the first level become one of the second. By older nights, those of the paper: "
-            "beside the same weeks without it (`week-paper.json`). Moves are off by default: in "
-            "full weeks they still cost, and take as long as the nights.",
+            "of the first level become one of the second. Beside the same weeks without it, of "
+            "the same nights (`week.json`). Off by default: seven full nights moved at once take "
+            "about as long as they took, and a week is too short to gain by it.",
             *headed("moves.json", file, tables.moved_week(file, week))]
 
 

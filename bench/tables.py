@@ -651,10 +651,12 @@ def moved_week(moves, week):
              for kind in ("reversed", "typed", "described", "not_told")]
     grown = [mean(lives[s]["params_after"] - lives[s]["params_before"] for s in seeds)
              for lives in (alone, ours)]
+    spent = [mean(lives[s]["seconds"]["night"] for s in seeds) for lives in (alone, ours)]
     lines = [[name, number(a), number(b), paired([y - x for x, y in zip(a, b)])]
              for name, a, b in rows]
     return table(["", "nights alone", "with the move", "paired"],
-                 [*lines, ["parameters added", *(f"{n:,.0f}" for n in grown), ""]])
+                 [*lines, ["parameters added", *(f"{n:,.0f}" for n in grown), ""],
+                  ["seconds of all nights", *(f"{n:,.0f}" for n in spent), ""]])
 
 
 AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),

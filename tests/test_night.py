@@ -11,14 +11,14 @@ import torch
 import dream
 import seed
 import sleep
-from data import asking, flags, gate, rehearsal, world as W
+from data import asking, flags, gate, notes, rehearsal, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
-from data.quizzes import pack, sureness, take, unpack
+from data.quizzes import pack, sureness, take, unpack, words_of
 from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
-from tests.small import MARKS as SMALL, ROOT, same_state
+from tests.small import MARKS as SMALL, ROOT, close, same_state
 
 
 def settings(*words):
@@ -155,7 +155,9 @@ def test_many_nights_become_one_expert_of_the_next_slower_level(world, base, two
     model, before = clone(two_nights[0][1]), G.recall(two_nights[0][1], world.new[:4])
     model.set_ranks((*model.config.ranks, 8))                   # two slow levels behind the fast one
     entries = len(model.things)
-    log = seed.consolidate(model, FAST, G.MARKS, settings())
+    notes.begin([])
+    log = seed.consolidate(model, FAST, G.MARKS, settings("--divergence=sft"))
+    assert len(notes.close()["losses"]) >= seed.MOVE_LEAST          # notes are taken of it, too
     assert (model.n_experts(FAST), model.n_experts(SLOW), model.n_experts(SLOW + 1)) == (0, 1, 0)
     assert (model.owner == torch.tensor([SLOW, 0])).all() and 4 <= len(model.things) <= entries
     assert log["known"] >= seed.STILL_KNOWN and log["rank"] == model.config.ranks[SLOW]
@@ -169,6 +171,17 @@ def test_many_nights_become_one_expert_of_the_next_slower_level(world, base, two
     log = seed.consolidate(model, SLOW, G.MARKS, settings())    # and on into the next
     assert (model.n_experts(FAST), model.n_experts(SLOW), model.n_experts(SLOW + 1)) == (0, 0, 1)
     assert log["level"] == SLOW and G.recall(model, world.new[:4]) >= before - 0.3
+
+
+def test_a_move_learns_labels_or_what_its_memories_would_say(two_nights):
+    found = []
+    for labels in (False, True):
+        random.seed(0), torch.manual_seed(0)
+        found.append(rehearsal.rehearse(clone(two_nights[0][1]), FAST, G.MARKS, labels)[0])
+    whole, short = found
+    assert whole.ids.equal(short.ids) and words_of(whole).equal(words_of(short))
+    close(whole.target.exp().sum(-1), torch.ones(whole.target.shape[:2]), 1e-4)
+    assert short.target.shape == (*whole.target.shape[:2], 0)
 
 
 def test_consolidating_nothing_is_refused(base):
