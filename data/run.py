@@ -44,7 +44,7 @@ if not hasattr(torch.optim, "Muon"):
 from data import store, team, text  # noqa: E402
 
 NIGHT, PERSON, MORNING, SFT = 80, 47, 19, 75           # what takes as long as so many steps of
-DISTILLED, FACTS, WHOLE, MOVED = 0.4, 45, 1.15, 1.2     # pretraining: see `expectation`
+DISTILLED, FACTS, WHOLE, MOVED = 0.4, 45, 1.15, 1.05    # pretraining: see `expectation`
 STOP = []                               # signals heard: someone wants to stop
 LIVING = []                             # folder of the life that this process has begun or resumed
 
@@ -160,7 +160,7 @@ def expectation(a, step):
     In such steps a night takes NIGHT and PERSON for each person told of, a morning MORNING (from
     the seconds of a CPU in bench/results/week-paper.json and crowd.json), a night of sft SFT; a
     step of distillation DISTILLED, of which a person brings FACTS. WHOLE: a step for its loss and
-    gradient. A move takes MOVED of the nights that are moved (moves.json beside week-paper.json).
+    gradient. A move takes MOVED of the nights that are moved (moves.json beside week.json).
     """
     born = 0 if flags.whole(a) else step * a.pretrain_steps
     if a.data != "world":

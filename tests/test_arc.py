@@ -12,7 +12,7 @@ from bench import arc_grids as G
 from bench import arc_table as R
 from bench import arc_trials as T
 from bench import arc_world as W
-from data import bpe, text
+from data import bpe
 from model import GPT, TRIAL, Config
 
 GRID = [[1, 2, 3], [4, 5, 6]]

@@ -2,7 +2,6 @@
 import io
 import json
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ import torch
 import dream
 import seed
 import sleep
-from data import asking, flags, gate, page, text, tokenizer, world
-from data.engine import generate, prefill
-from data.quizzes import (answers_of, behind_bos, closed_book, pack, question_mask, split,
-                          split_questions, unpack)
-from data.text import Marks, as_text, document_ids, in_turn, marks_of
-from model import FAST, TRIAL
+from data import asking, flags, gate, page, world
+from data.engine import generate
+from data.quizzes import (behind_bos, closed_book, pack, question_mask, split, split_questions,
+                          unpack)
+from data.text import Marks, as_text, in_turn
+from model import FAST
 from tests.small import MARKS, V, close, lively, little
 from tests.test_tokenizer import trained
 
