@@ -208,11 +208,12 @@ def distil(student, params, z, teach, marks, level, steps, a, weights=None, bank
         if step >= late and random.random() < a.on_policy:
             assert_finite(params)                                   # before they are sampled from
             index = torch.multinomial(read, BATCH // GROUP, replacement=True, generator=own)
-            loss, now = on_policy_loss(student, take(z, index.to(z.ids.device)), teach, marks,
-                                       level, a)
+            batch = take(z, index.to(z.ids.device, non_blocking=True))
+            loss, now = on_policy_loss(student, batch, teach, marks, level, a)
         else:
             index = torch.multinomial(weights, BATCH, replacement=True, generator=own)
-            batch = shorten(take(z, index.to(z.ids.device)), int(length[index].max()))
+            batch = take(z, index.to(z.ids.device, non_blocking=True))
+            batch = shorten(batch, int(length[index].max()))
             loss = off_policy_loss(student, batch, marks, level, a.divergence)
             now = {"loss": loss.detach()}
         if bank is not None:

@@ -35,8 +35,9 @@ def rehearse(model, level, marks, labels=False):
     """All that the experts of a level hold -> (Quizzes with targets, things (K, r), reach (K,)).
 
     thing: the number of a thing; one of several nights, and whatever goes by the same name, is one.
-    passage: the expert that answers. labels: the words of the answers are enough, no distributions. Of what no expert dreams again nothing is left: neither a quiz
-    nor a thing. Raises RestlessNight where nothing is found.
+    passage: the expert that answers. labels: the words of the answers are enough, and no target has
+    distributions. Of what no expert dreams again nothing is left: neither a quiz nor a thing.
+    Raises RestlessNight where nothing is found.
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
