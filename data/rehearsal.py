@@ -27,6 +27,7 @@ ALIKE, QUIZZES = 24, 16000          # quizzes with one answer about one thing; i
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
 NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
+NAMESAKE = 3                        # times rarer than the usual name of a place, at most
 CHECKED = 512                       # quizzes by which a move is judged
 
 
@@ -42,8 +43,7 @@ def rehearse(model, level, marks, labels=False):
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
     asked = asking.cross(z, marks, WORDINGS, imagined(model))
-    expert = torch.zeros(len(model.things), dtype=torch.long, device=known.device)
-    expert.scatter_reduce_(0, known, model.owner[mine, 1], "amax")  # the newest of each thing
+    expert = newest(model.owner[mine, 1], known, z)
     likely = askable(model, level, asked, expert, marks)
     if not likely.any():
         raise RestlessNight("its memories would ask nothing of what they dream")
@@ -60,7 +60,8 @@ def rehearse(model, level, marks, labels=False):
     z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
     kept, thing = z.thing.unique(return_inverse=True)
     place = things_of(model.things[mine])                           # one entry of the gate a place
-    places = [place == p for p in place[torch.isin(known, kept)].unique().tolist()]
+    alive = torch.isin(known, kept) | torch.isin(place, kept % len(place))
+    places = [place == p for p in place[alive].unique().tolist()]
     things = torch.stack([model.things[mine][where].mean(0) for where in places])
     reach = torch.stack([model.reach[mine][where].max() for where in places])
     passage = torch.tensor([-1 if who is None else who[1] for who in sources], device=model.device)
@@ -71,8 +72,8 @@ def rehearse(model, level, marks, labels=False):
 
 
 def dreamt_of(model, level, mine, marks):
-    """Questions as the experts of a level dream them, each thing by its most usual name ->
-    (Quizzes with places and things, the thing of each of the gate's entries `mine`)."""
+    """Questions as the experts of a level dream them -> (Quizzes with places and things, the thing
+    of each of the gate's entries `mine`)."""
     z, found, before, known = None, {}, 0, things_of(model.things[mine])
     many = max(LEAST, DREAMS * len(known) // max(1, model.n_experts(level)))
     for _ in range(ROUNDS):
@@ -90,16 +91,39 @@ def dreamt_of(model, level, mine, marks):
         raise RestlessNight("it holds no memories that can be dreamt again")
     z = asking.apart(z, marks, imagined(model))
     notes.dreamt_again([(e, q, found[e, q]) for e, q, _ in unpack(z)])
-    names, one = {}, {}
-    for k, (_, name, _) in zip(z.thing.tolist(), split(z)):
-        names.setdefault(k, Counter())[name] += 1
-    usual = {k: often.most_common(1)[0][0] for k, often in names.items()}
-    same = {k: one.setdefault(name, k) for k, name in usual.items()}
-    rows = zip(z.thing.tolist(), split(z))
-    z = take(z, asking.chosen(usual[k] == name for k, (_, name, _) in rows))
-    as_one = [same.get(k, k) for k in known.tolist()]
-    thing = torch.tensor([same[k] for k in z.thing.tolist()], device=z.ids.device)
-    return z._replace(thing=thing), torch.tensor(as_one, device=known.device)
+    return by_name(z, known)
+
+
+def by_name(z, known):
+    """Dreams whose things are places of the gate, and the places `known` of its entries -> the
+    same of things. All that goes by one name is one thing.
+
+    A place has its most usual name. One that is not much rarer there belongs to somebody else of
+    that place, whom the expert tells apart and the gate does not (Kira and Lena Tuvbodfur): the
+    i-th name of place k is thing k + i K. Dreams with other names are left out.
+    """
+    often, one, number, usual = {}, {}, {}, {}
+    rows = [(k, name) for k, (_, name, _) in zip(z.thing.tolist(), split(z))]
+    for k, name in rows:
+        often.setdefault(k, Counter())[name] += 1
+    for k, names in often.items():
+        most = max(names.values())
+        for i, (name, n) in enumerate(names.most_common()):
+            if NAMESAKE * n >= most:
+                number[k, name] = one.setdefault(name, k + i * len(known))
+        usual[k] = number[k, names.most_common(1)[0][0]]
+    z = take(z, asking.chosen(row in number for row in rows))
+    thing = torch.tensor([number[row] for row in rows if row in number], device=z.ids.device)
+    known = torch.tensor([usual.get(k, k) for k in known.tolist()], device=known.device)
+    return z._replace(thing=thing), known
+
+
+def newest(owner, known, z):
+    """The expert of each thing: the newest that dreams of it, else the newest that holds it."""
+    many = 1 + int(max(known.max(), z.thing.max()))
+    expert = torch.zeros(many, dtype=torch.long, device=known.device)
+    expert.scatter_reduce_(0, known, owner, "amax")
+    return expert.scatter_reduce_(0, z.thing, z.passage, "amax", include_self=False)
 
 
 def recognised(model, level, dreamt, mine, known, marks):
@@ -147,7 +171,12 @@ def turned_round(model, mine, known, dreamt, z, marks):
     asked = {q for _, q, _ in unpack(z)}
     turned = take(turned, asking.chosen(q not in asked for _, q, _ in unpack(turned)))
     turned = near(model, turned, mine, known, marks) if len(turned.ids) else turned
-    return turned if len(turned.ids) else None
+    if not len(turned.ids):
+        return None
+    called = {name: k for k, (_, name, _) in zip(dreamt.thing.tolist(), split(dreamt))}
+    rows = zip(turned.thing.tolist(), split(turned))
+    thing = [called.get(name, k) for k, (_, name, _) in rows]
+    return turned._replace(thing=torch.tensor(thing, device=turned.thing.device))
 
 
 def askable(model, level, z, expert, marks):

@@ -14,7 +14,7 @@ import sleep
 from data import asking, flags, gate, notes, rehearsal, world as W
 from data.engine import pad_rows
 from data.gate import answer, listen
-from data.quizzes import pack, sureness, take, unpack, words_of
+from data.quizzes import pack, split, sureness, take, unpack, words_of
 from data.text import Day, Marks
 from model import FAST, SLOW, TRIAL, clone
 from tests import glyphs as G
@@ -247,6 +247,22 @@ def test_a_dream_is_about_the_thing_of_its_expert_that_it_comes_nearest_to(monke
     z = of((20, 10, 11, 21), (10, 20), (20, 21), (12,))
     assert z.thing.tolist() == [6, 5] and z.end.tolist() == [4, 2]  # counted from 1
     assert of((12,), (20,)) is None
+
+
+def test_two_people_of_one_place_of_the_gate_are_two_things_and_one_of_two_places_is_one():
+    """Who is hardly ever called so is left out; the gate's entries follow the usual name."""
+    (ask,), (answer,), end = SMALL.ask, SMALL.answer, SMALL.end
+    called = [(0, (21, 22))] * 4 + [(0, (23, 22))] * 2 + [(0, (24,))] + [(1, (21, 22))] * 5
+    rows = [(k % 2, (ask, 10 + i, *name, answer), (30, end)) for i, (k, name) in enumerate(called)]
+    z = pack(rows, "cpu")._replace(thing=torch.tensor([k for k, _ in called]))
+    z = z._replace(begin=torch.full_like(z.thing, 3),
+                   end=torch.tensor([2 + len(name) for _, name in called]))
+    known = torch.tensor([0, 1, 1, 2])                      # of place 2 nobody dreams
+    out, things = rehearsal.by_name(z, known)
+    assert out.thing.tolist() == [0] * 4 + [4] * 2 + [0] * 5 and things.tolist() == [0, 0, 0, 2]
+    assert [name for _, name, _ in split(out)] == [name for _, name in called if name != (24,)]
+    expert = rehearsal.newest(torch.tensor([0, 1, 0, 5]), things, out._replace(passage=out.thing))
+    assert expert.tolist() == [0, 0, 5, 0, 4]               # who dreams, else whose entry it is
 
 
 def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
