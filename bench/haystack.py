@@ -67,17 +67,19 @@ SAME = ("seed", "tokens", "needles", "levels", "period", "room", "window")   # w
 # --------------------------------------------------------------------------------------------------
 # Reading
 
-def read(model, lines, news, marks, a, o):
+def read(model, lines, news, marks, a, o, in_order=False):
     """The self reads lines [ids], keeps those that are `news`, and sleeps whenever its context is
     full -> (self, logs of the nights). A night undone is tried once more; what a night has read
-    and could not learn is not read again."""
+    and could not learn is not read again. in_order: the lines of a night are one text, and are not
+    shuffled as sentences are."""
     context, logs = [], []
     for line, new in [*zip(lines, news), ([], True)]:               # behind the last it sleeps
         if not new:
             continue
         full = sum(map(len, context)) + len(line) > o.window
         if context and (full or not line):
-            model, log = slept(model, context, marks, a, o, len(logs))
+            told = [sum(context, [])] if in_order else context
+            model, log = slept(model, told, marks, a, o, len(logs))
             logs, context = [*logs, log], []
         context.append(line)
     return model, logs

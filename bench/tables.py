@@ -761,3 +761,22 @@ def haystacks(file):
                    f"{sum(r['hay_kept'] for r in runs) / sum(r['lines'] for r in runs):.1%}",
                    f"{mean(r['nights'] for r in runs):.1f}"]
                   for key, runs in sorted(rows.items())])
+
+
+def babilong(file):
+    """Stories of babilong.py: a line for each task and each length, over seeds."""
+    rows, names = {}, ("task", "tokens", "longest", "window")
+    for r in file["runs"]:
+        rows.setdefault(tuple(r[k] for k in names), []).append(r)
+
+    def over(runs, k):
+        each = [r[k] for r in runs]
+        return f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+    return table(["task", "tokens", "sentences at most", "window", "seeds", "stories", "sleep",
+                  "window alone", "told", "guess", "story kept as news", "hay kept", "nights"],
+                 [[*key, len(runs), sum(r["stories"] for r in runs),
+                   *(over(runs, k) for k in ("sleep", "window_alone", "told", "guess")),
+                   f"{mean(r['story_kept'] for r in runs):.2f}",
+                   f"{mean(r['hay_kept'] for r in runs):.1%}",
+                   f"{mean(r['nights'] for r in runs):.1f}"]
+                  for key, runs in sorted(rows.items())])
