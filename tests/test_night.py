@@ -395,6 +395,19 @@ def test_without_a_gate_one_expert_is_always_awake_and_learns_on(world, base, sh
     assert same_state(sleep.load(path, "cpu")[0], model)
 
 
+def test_a_night_without_a_gate_dreams_on(world, base, short):
+    """The second as the first: its dreams are tried, and the writer learns from those rewarded."""
+    model, writers, logs = clone(base), [], []
+    for i in range(2):
+        logs.append(sleep_over(model, world.new[2 * i:2 * i + 2], "--gate=0", "--on_policy=0",
+                               "--seed_steps=20"))
+        writers.append([b.levels[TRIAL].B.clone() for b in model.blocks])
+    first, second = logs
+    assert second["dreamt"] > first["dreamt"] / 2 and second["chosen"] == first["chosen"] > 0
+    assert first["rewarded"] > 0 and second["rewarded"] > 0 and second["gain"] != 0
+    assert not all(torch.equal(was, now) for was, now in zip(*writers))
+
+
 def test_a_studied_day(world, base, short):
     """Too many documents for the context: learnt by the fast level awake, then slept over."""
     model, rng, things = clone(base), random.Random(0), world.new[:2]
