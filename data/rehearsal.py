@@ -37,8 +37,8 @@ def rehearse(model, level, marks, labels=False):
 
     thing: the number of a thing; one of several nights, and whatever goes by the same name, is one.
     passage: the expert that answers. labels: the words of the answers are enough, and no target has
-    distributions. Of what no expert dreams again nothing is left: neither a quiz nor a thing.
-    Raises RestlessNight where nothing is found.
+    distributions. Of what no expert dreams again there is no quiz; the gate keeps its place: it may
+    be another name of what was dreamt ("ada york"). Raises RestlessNight where nothing is found.
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
@@ -58,10 +58,9 @@ def rehearse(model, level, marks, labels=False):
     if not any(sources[i] for i in keep):
         raise RestlessNight("its memories answer nothing for sure")
     z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
-    kept, thing = z.thing.unique(return_inverse=True)
+    thing = z.thing.unique(return_inverse=True)[1]
     place = things_of(model.things[mine])                           # one entry of the gate a place
-    alive = torch.isin(known, kept) | torch.isin(place, kept % len(place))
-    places = [place == p for p in place[alive].unique().tolist()]
+    places = [place == p for p in place.unique().tolist()]
     things = torch.stack([model.things[mine][where].mean(0) for where in places])
     reach = torch.stack([model.reach[mine][where].max() for where in places])
     passage = torch.tensor([-1 if who is None else who[1] for who in sources], device=model.device)
