@@ -7,7 +7,8 @@ A long life: a night a day for a year, and memories that move from level to leve
                                                                     -> bench/results/year.json
 A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
 holds them). It is told how long it will take before it begins: on a quiet CPU thread a base takes
-some 3 minutes, a night about 20 seconds, and the moves 27 for each night.
+some 8 minutes, a night 25 seconds, and the moves 27 for each night, 57 where those of the second
+level are among them (from the 49th night on).
 
 What is measured: the exam about all days every --exam_every mornings and on the ones before, so
 that what a move costs can be seen; recall by the age of what is remembered and by the level it
@@ -177,7 +178,9 @@ def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME)
     seeds = flags.numbers(o.seeds, "seeds", NAME)
     if not o.table:
-        hours = len(seeds) * (0.1 + o.days * 47 / 3600)
+        second = o.period and o.levels > 2 and o.days >= o.period ** 2
+        a_day = 82 if second else 52                                    # seconds
+        hours = len(seeds) * (0.15 + o.days * a_day / 3600)
         print(f"{len(seeds)} lives of {o.days} days: expect about {hours:.1f} hours on a quiet CPU "
               "thread; cut it off when you like, it goes on", flush=True)
         for number in seeds:
