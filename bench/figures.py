@@ -260,6 +260,38 @@ def classes_picture(file, path):
     return save(fig, path)
 
 
+def year_picture(run, path):
+    """A long life: recall by the age of a day, over all mornings on which all days were asked (mean
+    of a week of ages; band: worst and best morning), and bits a parameter of each level, of its
+    experts, on the last night on which it had any; bits are shared out by days."""
+    from bench.year import levels_of                                # it needs torch
+    fig, (left, right) = canvas(2.6, 1, 2, width_ratios=[3, 2])
+    of_age = {}
+    for morning, row in run["R"].items():
+        weeks = {}
+        for j, share in enumerate(row):
+            if share is not None:
+                weeks.setdefault((int(morning) - 1 - j) // 7, []).append(share)
+        for week, shares in weeks.items():
+            of_age.setdefault(week, []).append(mean(shares))
+    weeks = sorted(of_age)
+    band(left, [7 * w + 3.5 for w in weeks], [min(of_age[w]) for w in weeks],
+         [max(of_age[w]) for w in weeks])
+    left.plot([7 * w + 3.5 for w in weeks], [mean(of_age[w]) for w in weeks], "-ok", markersize=4)
+    left.set(xlabel="age of the memory, days", ylim=(0, 1.05), title="recall")
+    found = {}
+    for t in run["times"]:
+        where = levels_of(t["night"], [m for m in run["moves"] if m[0] <= t["night"]])
+        for k, (experts, parameters) in enumerate(t["experts"], 1):
+            if experts:
+                days = sum(level == k for level in where)
+                found[k] = run["bits"] / run["days"] * days / parameters
+    right.plot(list(found), list(found.values()), "ok", markersize=5)
+    right.set(xlabel="level of memory", xticks=sorted(found), ylim=(0, None),
+              xlim=(0.5, max(found) + 0.5), title="bits a parameter")
+    return save(fig, path)
+
+
 def forest(rows, path, title):
     """rows of stats.compared: mean and 95 % interval of each difference, and what it means."""
     places, names, heads, y = [], [], [], 0.0
@@ -419,6 +451,8 @@ def everything(files, folder):
     yield world_picture(files["knowledge.json"], at("rivals-world.png"))
     for name in ("clinc150", "dbpedia"):
         yield classes_picture(files[f"classes-{name}.json"], at(f"rivals-{name}.png"))
+    longest = max(files["year.json"]["runs"], key=lambda r: r["days"])
+    yield year_picture(longest, at("year.png"))
     rows = stats.compared(files["ablations.json"])
     default = [row for row in rows if row["against"] in ("sleep", "24 dreams")]
     regimes = [row for row in rows if row not in default]

@@ -242,7 +242,9 @@ not at hand. A quarter of a story's sentences is not taken for news.
 def long(files):
     file, hay, tales = (files[f"{name}.json"] for name in ("year", "haystack", "babilong"))
     return ["## Long lives, and levels of memory", LONG,
-            *headed("year.json", file, tables.year(file)), HAYSTACK,
+            *headed("year.json", file, tables.year(file)),
+            picture("year.png", "recall by the age of a memory, and bits a parameter by level"),
+            HAYSTACK,
             *headed("haystack.json", hay, tables.haystacks(hay)), BABILONG,
             *headed("babilong.json", tales, tables.babilong(tales))]
 
