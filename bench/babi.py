@@ -39,7 +39,7 @@ OLD = 24                                # people whose place the base knows by h
 VOCAB, BLOCK, READ = 1024, 256, 180      # tokens: of the vocabulary, a document, its story
 ASKED = 8                               # questions of a document, at most
 HEARD = 0.7                             # share of the lines that the base has read
-SIMPLE, WALKS = 0.08, 0.25              # share of pretraining until stories are longer; carry things
+SIMPLE, WALKS = 0.08, 0.25              # share of pretraining until stories get longer; have things
 CLOSED, HAY = 0.15, 0.10                # share of documents without a text; with hay alone
 WEIGHTS = 0.05, 0.4, 1.0                # in the loss: text, question, answer
 
@@ -187,7 +187,7 @@ def document(made, enc, marks, rng, share):
         if pair not in asked:
             ids, weights = ids + more[len(marks.bos):], weights + w[len(marks.bos):]
         asked.add(pair)
-    weights[len(marks.bos)] = 0.5               # with a text or without one: dreams begin either way
+    weights[len(marks.bos)] = 0.5       # with a text or without one: dreams begin either way
     return ids, weights
 
 

@@ -109,7 +109,8 @@ def one(self_, o, key, hay):
     for told, question, answer in tqdm(tales, desc=key["task"], unit="story", leave=False):
         lines = hidden(told, hay, key["tokens"], lambda line: len(self_.ids(line)), rng)
         fresh = [s for s in dict.fromkeys(s for s, _ in lines) if s not in self_.judged]
-        news = haystack.is_news(self_.base, [self_.ids(s) for s in fresh], self_.data.marks, self_.a)
+        news = haystack.is_news(self_.base, [self_.ids(s) for s in fresh], self_.data.marks,
+                                self_.a)
         self_.judged |= zip(fresh, news)
         kept = tuple(s for s, _ in lines if self_.judged[s])
         y, logs = night_of(self_, kept, question, o) if kept else ("", [])

@@ -264,7 +264,6 @@ def year_picture(run, path):
     """A long life: recall by the age of a day, over all mornings on which all days were asked (mean
     of a week of ages; band: worst and best morning), and bits a parameter of each level, of its
     experts, on the last night on which it had any; bits are shared out by days."""
-    from bench.year import levels_of                                # it needs torch
     fig, (left, right) = canvas(2.6, 1, 2, width_ratios=[3, 2])
     of_age = {}
     for morning, row in run["R"].items():
@@ -281,7 +280,7 @@ def year_picture(run, path):
     left.set(xlabel="age of the memory, days", ylim=(0, 1.05), title="recall")
     found = {}
     for t in run["times"]:
-        where = levels_of(t["night"], [m for m in run["moves"] if m[0] <= t["night"]])
+        where = tables.levels_of(t["night"], [m for m in run["moves"] if m[0] <= t["night"]])
         for k, (experts, parameters) in enumerate(t["experts"], 1):
             if experts:
                 days = sum(level == k for level in where)

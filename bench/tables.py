@@ -712,6 +712,16 @@ def by_level(run):
                f"{mean(mine):.3f}" if mine else "-", experts, f"{parameters:,}"]
 
 
+def levels_of(days, moves):
+    """The level in which each day's memories live in the end, counted from 1; [(night, log)]."""
+    where = [1] * days
+    for number, move in moves:
+        if "undone" not in move:
+            where = [k + 1 if d < number and k == move["level"] else k
+                     for d, k in enumerate(where)]                  # model.FAST is 1
+    return where
+
+
 def pace(run):
     """Seconds of a night without its moves, in the beginning and in the end; of moves, a night."""
     alone = [t["seconds"] - sum(t["moves"]) for t in run["times"]]

@@ -29,7 +29,7 @@ import seed as night                                                 # noqa: E40
 import sleep                                                         # noqa: E402
 from bench import stats                                              # noqa: E402
 from bench.ablations import begun                                    # noqa: E402
-from bench.tables import year                                        # noqa: E402
+from bench.tables import levels_of, year                             # noqa: E402
 from data import exam, flags, store, world                           # noqa: E402
 from data.gate import remember                                       # noqa: E402
 from model import FAST                                               # noqa: E402
@@ -150,16 +150,6 @@ def row(o, number, summary, state, model, times, command):
             "given_up": sum(n.get("given_up", 0) for n in state["nights"]),
             "times": [{k: round(v, 3) if isinstance(v, float) else v for k, v in t.items()}
                       for t in times]}
-
-
-def levels_of(days, moves):
-    """The level in which each day's memories live in the end, counted from 1; [(night, log)]."""
-    where = [1] * days
-    for number, move in moves:
-        if "undone" not in move:
-            where = [k + 1 if d < number and k == move["level"] - FAST + 1 else k
-                     for d, k in enumerate(where)]
-    return where
 
 
 def bits_told(number, o):

@@ -102,7 +102,7 @@ def test_published_stories_are_read_and_malformed_ones_named(folder, tmp_path):
 def test_documents_fit_and_no_word_of_a_published_story_names_anything(folder):
     data, unread, old = babi.load(folder, 1)
     again, _, _ = babi.load(folder, 1)
-    rng, met = random.Random(0), set()
+    met = set()
     for i in range(200):
         ids, weights = data.document(random.Random(i), i / 200)
         assert len(ids) == len(weights) <= babi.BLOCK
