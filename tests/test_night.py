@@ -281,7 +281,8 @@ def test_of_two_nights_memories_the_newest_that_knows_answers(world, two_nights)
     model = two_nights[0][1]
     z, things, reach = rehearsal.rehearse(clone(model), FAST, G.MARKS)
     asked = [q for _, q, _ in unpack(z)]
-    assert len(asked) == len(set(asked)) and len(things) == len(reach) <= len(model.things)
+    assert len(asked) == len(set(asked)) and len(things) == len(reach)
+    assert len(things) == len(gate.things_of(model.things).unique())    # dreamt of or not
     assert {0, 1} == set(z.passage.tolist()) - {-1}
     for (y, source), (_, _, a), mine in zip(gate.remember(model, G.MARKS, asked), unpack(z),
                                             z.passage.tolist()):
