@@ -209,8 +209,7 @@ def load(folder, seed):
 
 
 def sample_of(made):
-    """Texts that the tokenizer is made of: the plays, and as many stories; every base has the same.
-    """
+    """Texts that the tokenizer is made of: what the base may read of the plays, and stories."""
     rng = random.Random(0)
     yield from made["lines"]
     for _ in range(4000):

@@ -85,42 +85,42 @@ def hidden(told, hay, tokens, length_of, rng):
     return lines
 
 
-def night_of(self_, kept, question, o):
+def night_of(me, kept, question, o):
     """What the self says behind its nights, of the lines kept as news -> (answer, logs). Of the
     same lines the same, and these are slept on once."""
-    if kept not in self_.slept:
-        model = clone(self_.base, share=True)
-        model.set_ranks(sleep.ranks_of(self_.a, self_.data))
-        ids = [self_.ids(line) for line in kept]
-        self_.slept[kept] = haystack.read(model, ids, [True] * len(ids), self_.data.marks, self_.a,
+    if kept not in me.slept:
+        model = clone(me.base, share=True)
+        model.set_ranks(sleep.ranks_of(me.a, me.data))
+        ids = [me.ids(line) for line in kept]
+        me.slept[kept] = haystack.read(model, ids, [True] * len(ids), me.data.marks, me.a,
                                           SimpleNamespace(**vars(o), levels=1, room=0), True)
-    model, logs = self_.slept[kept]
-    return said(model, self_.data, [Item("", question, "", "babi")])[0], logs
+    model, logs = me.slept[kept]
+    return said(model, me.data, [Item("", question, "", "babi")])[0], logs
 
 
 def said(model, data, items):
     return [text.strip() for text, _ in exam.answers(model, data, items)]
 
 
-def one(self_, o, key, hay):
+def one(me, o, key, hay):
     """A row of the result file: all stories of a seed, a task and a length."""
     rng, began = random.Random(" ".join(map(str, key.values()))), time.time()
     tales, right, nights, kept_of = chosen(o, key["task"], key["seed"]), [], [], []
     for told, question, answer in tqdm(tales, desc=key["task"], unit="story", leave=False):
-        lines = hidden(told, hay, key["tokens"], lambda line: len(self_.ids(line)), rng)
-        fresh = [s for s in dict.fromkeys(s for s, _ in lines) if s not in self_.judged]
-        news = haystack.is_news(self_.base, [self_.ids(s) for s in fresh], self_.data.marks,
-                                self_.a)
-        self_.judged |= zip(fresh, news)
-        kept = tuple(s for s, _ in lines if self_.judged[s])
-        y, logs = night_of(self_, kept, question, o) if kept else ("", [])
-        last = [t for s, _ in lines for t in self_.ids(s)][-(babi.BLOCK - sleep.ROOM):]
-        asked = [Item(self_.data.enc.decode(last), question, answer, "babi"),
+        lines = hidden(told, hay, key["tokens"], lambda line: len(me.ids(line)), rng)
+        fresh = [s for s in dict.fromkeys(s for s, _ in lines) if s not in me.judged]
+        news = haystack.is_news(me.base, [me.ids(s) for s in fresh], me.data.marks,
+                                me.a)
+        me.judged |= zip(fresh, news)
+        kept = tuple(s for s, _ in lines if me.judged[s])
+        y, logs = night_of(me, kept, question, o) if kept else ("", [])
+        last = [t for s, _ in lines for t in me.ids(s)][-(babi.BLOCK - sleep.ROOM):]
+        asked = [Item(me.data.enc.decode(last), question, answer, "babi"),
                  Item("".join(told), question, answer, "babi")]
-        right.append([x == answer.strip() for x in (y, *said(self_.base, self_.data, asked))])
+        right.append([x == answer.strip() for x in (y, *said(me.base, me.data, asked))])
         nights.append(logs)
-        kept_of.append([sum(self_.judged[s] for s, _ in lines if (s in told) == own) / max(
-            1, sum((s in told) == own for s, _ in lines)) for own in (True, False)])
+        news_of = [[me.judged[s] for s, own in lines if own == of_story] for of_story in (1, 0)]
+        kept_of.append([sum(news) / max(1, len(news)) for news in news_of])
     usual = Counter(answer for _, _, answer in tales).most_common(1)[0][1]
     share = [sum(column) / len(tales) for column in zip(*right)]
     return {**dict(zip(("sleep", "window_alone", "told"), share)), "guess": usual / len(tales),
@@ -175,9 +175,9 @@ def live(o, argv):
     command = shlex.join(["python", "bench/babilong.py", *kept])
     bar = tqdm(total=len(todo), unit="row", mininterval=1.0)
     for number in (s for s in seeds if any(key["seed"] == s for key in todo)):
-        self_, hay = from_base(o, number)
+        me, hay = from_base(o, number)
         for key in (key for key in todo if key["seed"] == number):
-            row = one(self_, o, key, hay)
+            row = one(me, o, key, hay)
             file["runs"].append({**key, "command": command, "commit": stats.commit(), **row})
             file |= stats.provenance("; ".join(dict.fromkeys(r["command"] for r in file["runs"])))
             store.write_json(o.result, file)

@@ -97,9 +97,9 @@ def by_name(z, known):
     """Dreams whose things are places of the gate, and the places `known` of its entries -> the
     same of things. All that goes by one name is one thing.
 
-    A place has its most usual name. One that is not much rarer there belongs to somebody else of
-    that place, whom the expert tells apart and the gate does not (Kira and Lena Tuvbodfur): the
-    i-th name of place k is thing k + i K. Dreams with other names are left out.
+    A place has its most usual name. One that is not much rarer there may belong to somebody else,
+    whom the expert tells apart and the gate does not (Kira and Lena Tuvbodfur), so it is a thing of
+    its own: the i-th name of place k is thing k + i K. Dreams with other names are left out.
     """
     often, one, number, usual = {}, {}, {}, {}
     rows = [(k, name) for k, (_, name, _) in zip(z.thing.tolist(), split(z))]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import babi, babilong, tables
+from data import flags
 from data.text import document_ids
 
 TALE = """1 Mary got the milk there.
@@ -137,7 +138,7 @@ def test_what_is_read_in_order_is_one_text(monkeypatch):
     assert slept[2:] == [[[1, 2], [5, 6], [7]]]
 
 
-def test_the_script_runs_and_bad_input_is_one_line(folder, tmp_path, capsys):
+def test_the_script_runs_and_bad_input_is_one_line(folder, tmp_path, capsys, monkeypatch):
     torch.manual_seed(0)
     argv = [f"--data_dir={folder}", "--quick", f"--work={tmp_path}", "--stories=2", "--steps=8"]
     babilong.main(argv)
@@ -148,6 +149,11 @@ def test_the_script_runs_and_bad_input_is_one_line(folder, tmp_path, capsys):
     assert tables.babilong(file)[0].startswith("| task")
     babilong.main(argv)                                             # nothing is read again
     assert babilong.stats.read(str(tmp_path / "quick.json"))["runs"] == [row]
-    for words in (["--tasks=qa9"], ["--stories=50"], [f"--data_dir={tmp_path}"]):
-        with pytest.raises((SystemExit, ValueError, OSError)):
-            babilong.main([*argv, "--tokens=50", *words])
+    for word, said in (("--tasks=qa9", "there is no 'qa9'"), ("--stories=50", "--stories=50: qa1"),
+                       (f"--data_dir={tmp_path}", "--data_dir")):
+        monkeypatch.setattr("sys.argv", ["babilong.py", *argv, "--tokens=50", word])
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            flags.guarded(babilong.main, "babilong.py")
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and said in err
