@@ -273,10 +273,10 @@ def year_picture(run, path):
                 weeks.setdefault((int(morning) - 1 - j) // 7, []).append(share)
         for week, shares in weeks.items():
             of_age.setdefault(week, []).append(mean(shares))
-    weeks = sorted(of_age)
-    band(left, [7 * w + 3.5 for w in weeks], [min(of_age[w]) for w in weeks],
-         [max(of_age[w]) for w in weeks])
-    left.plot([7 * w + 3.5 for w in weeks], [mean(of_age[w]) for w in weeks], "-ok", markersize=4)
+    ages = [7 * week + 3.5 for week in sorted(of_age)]
+    recalls = [of_age[week] for week in sorted(of_age)]
+    band(left, ages, [min(x) for x in recalls], [max(x) for x in recalls])
+    left.plot(ages, [mean(x) for x in recalls], "-ok", markersize=4)
     left.set(xlabel="age of the memory, days", ylim=(0, 1.05), title="recall")
     found = {}
     for t in run["times"]:

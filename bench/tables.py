@@ -754,15 +754,17 @@ def moved_days(run, night, level):
     return [(b, a) for b, a in pairs if b is not None and a is not None]
 
 
+def over(runs, k):
+    """Mean, least and greatest of what runs have under k."""
+    each = [r[k] for r in runs]
+    return f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
 def haystacks(file):
     """Haystacks of haystack.py: a line for each length and each chain of levels, over seeds."""
     rows, names = {}, ("levels", "period", "room", "window", "needles", "tokens")
     for r in file["runs"]:
         rows.setdefault(tuple(r[k] for k in names), []).append(r)
-
-    def over(runs, k):
-        each = [r[k] for r in runs]
-        return f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
     return table([*names, "seeds", "sleep", "window alone", "told", "old", "needles kept as news",
                   "hay kept", "nights"],
                  [[*key[:2], key[2] or "any", *key[3:], len(runs),
@@ -778,10 +780,6 @@ def babilong(file):
     rows, names = {}, ("task", "tokens", "longest", "window")
     for r in file["runs"]:
         rows.setdefault(tuple(r[k] for k in names), []).append(r)
-
-    def over(runs, k):
-        each = [r[k] for r in runs]
-        return f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
     return table(["task", "tokens", "sentences at most", "window", "seeds", "stories", "sleep",
                   "window alone", "told", "guess", "story kept as news", "hay kept", "nights"],
                  [[*key, len(runs), sum(r["stories"] for r in runs),
