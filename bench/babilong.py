@@ -173,16 +173,12 @@ def live(o, argv):
     kept = ["--data_dir=FOLDER" if w.startswith("--data_dir") else w for w in argv
             if not w.startswith(("--work", "--result"))]
     command = shlex.join(["python", "bench/babilong.py", *kept])
-    bar = tqdm(total=len(todo), unit="row", mininterval=1.0)
-    for number in (s for s in seeds if any(key["seed"] == s for key in todo)):
+
+    def rows_of(number, keys):
         me, hay = from_base(o, number)
-        for key in (key for key in todo if key["seed"] == number):
-            row = one(me, o, key, hay)
-            file["runs"].append({**key, "command": command, "commit": stats.commit(), **row})
-            file |= stats.provenance("; ".join(dict.fromkeys(r["command"] for r in file["runs"])))
-            store.write_json(o.result, file)
-            bar.update()
-    bar.close()
+        for key in keys:
+            yield one(me, o, key, hay)
+    haystack.fill(file, o.result, command, todo, rows_of)
 
 
 def main(argv):

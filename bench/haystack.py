@@ -213,15 +213,25 @@ def live(o, argv):
           "8 for each base that is not there; cut it off when you like, it goes on", flush=True)
     kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
     command = shlex.join(["python", "bench/haystack.py", *kept])
-    bar = tqdm(total=len(todo), unit="haystack", mininterval=1.0)
-    for number in (s for s in seeds if any(key["seed"] == s for key in todo)):
+
+    def rows_of(number, keys):
         (a, base, data), judged = from_base(o, number), {}
-        for key in (key for key in todo if key["seed"] == number):
+        for key in keys:
             rng = random.Random(f"haystack {number} {key['tokens']}")
-            row = one(o, a, base, data, judged, key, rng)
+            yield one(o, a, base, data, judged, key, rng)
+    fill(file, o.result, command, todo, rows_of)
+
+
+def fill(file, path, command, todo, rows_of):
+    """Add a row for each key of todo, seed by seed, and save it as soon as it is there. rows_of
+    (seed, its keys) yields them in this order."""
+    bar = tqdm(total=len(todo), unit="row", mininterval=1.0)
+    for number in dict.fromkeys(key["seed"] for key in todo):
+        keys = [key for key in todo if key["seed"] == number]
+        for key, row in zip(keys, rows_of(number, keys)):
             file["runs"].append({**key, "command": command, "commit": stats.commit(), **row})
             file |= stats.provenance("; ".join(dict.fromkeys(r["command"] for r in file["runs"])))
-            store.write_json(o.result, file)
+            store.write_json(path, file)
             bar.update()
     bar.close()
 
