@@ -6,9 +6,10 @@ A long life: a night a day for a year, and memories that move from level to leve
     python bench/year.py --table=1                      only the tables, from the result file
                                                                     -> bench/results/year.json
 A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
-holds them). It is told how long it will take before it begins: on a quiet CPU thread a base takes
-some 8 minutes, a night 25 seconds, and the moves 27 for each night, 57 where those of the second
-level are among them (from the 49th night on).
+holds them), and a longer one goes on from the longest shorter one of its seed. It is told how long
+it will take before it begins: on a quiet CPU thread a base takes some 8 minutes, a night 25
+seconds, and the moves 27 for each night, 57 where those of the second level are among them (from
+the 49th night on).
 
 What is measured: the exam about all days every --exam_every mornings and on the ones before, so
 that what a move costs can be seen; recall by the age of what is remembered and by the level it
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from statistics import median
@@ -58,8 +60,8 @@ POSSIBLE = {"born": 28 * len(world.MONTHS), "lives": 99 * len(world.STREETS) * l
 
 def live(o, number):
     """One life -> its row of the result file."""
-    out = os.path.join(os.path.abspath(o.work), f"days{o.days}-people{o.people}-"
-                       f"period{o.period}-levels{o.levels}-seed{number}")
+    out = folder(o, o.days, number)
+    go_on_from_a_shorter(o, number, out)
     base = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
     words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
              f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}", *base]
@@ -76,6 +78,23 @@ def live(o, number):
     model, state = sleep.load(os.path.join(out, "checkpoint.pt"), "cpu")
     return row(o, number, summary, state, model, clock.read(),
                shlex.join(["--init_from=BASE" if w in base else w for w in words]))
+
+
+def folder(o, days, number):
+    return os.path.join(os.path.abspath(o.work), f"days{days}-people{o.people}-period{o.period}-"
+                        f"levels{o.levels}-seed{number}")
+
+
+def go_on_from_a_shorter(o, number, out):
+    """A longer life begins with the days of a shorter one: where it has not begun, it goes on from
+    the longest that --work holds. The world's days do not depend on how many there are."""
+    shorter = [f for f in (folder(o, days, number) for days in range(o.days - 1, 0, -1))
+               if os.path.isfile(os.path.join(f, "checkpoint.pt"))]
+    if shorter and not os.path.isfile(os.path.join(out, "checkpoint.pt")):
+        os.makedirs(out, exist_ok=True)
+        for name in ("base.pt", "times.jsonl", "checkpoint.pt"):            # this one last
+            if os.path.isfile(os.path.join(shorter[0], name)):
+                shutil.copy(os.path.join(shorter[0], name), out)
 
 
 class Clock:

@@ -38,6 +38,17 @@ def test_a_life_and_its_file(lived, capsys):
     assert "a quarter" in capsys.readouterr().out
 
 
+def test_a_longer_life_goes_on_from_a_shorter_one(lived, tmp_path):
+    words, result = lived
+    longer = [*words[1:-1], f"--result={tmp_path / 'longer.json'}", "--days=5"]
+    year.main(longer)
+    (r,) = json.load(open(tmp_path / "longer.json"))["runs"]
+    (before,) = json.load(open(result))["runs"]
+    assert r["times"][:4] == before["times"] and len(r["times"]) == 5
+    assert r["next_morning"][:4] == before["next_morning"] and len(r["next_morning"]) == 5
+    assert {k: r["R"][k] for k in before["R"]} == before["R"] and r["facts"] > before["facts"]
+
+
 def test_the_clock_changes_nothing_and_is_taken_away(lived):
     assert sleep.NIGHTS["sleep"] is sleep.asleep and year.exam.EVERY == 1
     assert year.night.consolidate.__module__ == "seed"
