@@ -667,10 +667,11 @@ def year(file):
     """Lives of year.py: what is left of them, by age, by level; what a move costs."""
     runs = sorted(file["runs"], key=lambda r: (-r["days"], r["levels"], r["seed"]))
     lines = table(["days", "seed", "levels", "facts", "ACC", "BWT", "old", "reading", "undone",
-                   "parameters added", "bits a parameter"],
+                   "parameters added", "bits a parameter", "code"],
                   [[r["days"], r["seed"], r["levels"], r["facts"], f"{r['ACC']:.3f}",
                     f"{r['BWT']:+.3f}", f"{r['old_after']:.3f}", f"{r['reading_after']:.3f}",
-                    r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}"] for r in runs])
+                    r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
+                    of_code(r)] for r in runs])
     lines += [""] + table(["days", "seed", *AGES],
                           [[r["days"], r["seed"], *by_age(r).values()] for r in runs])
     lines += [""] + table(["days", "seed", "level", "days that live there", "recall at the end",
@@ -679,6 +680,12 @@ def year(file):
                            "an answer then", "an answer now"], [pace(r) for r in runs])
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
                                 costs(runs))
+
+
+def of_code(run):
+    """The code that lived each stretch of a life."""
+    parts = [f"{code} from night {night}" for night, code in run.get("commits", ())]
+    return parts[0].split()[0] if len(parts) == 1 else ", ".join(parts) or run.get("commit", "-")
 
 
 def added(run):

@@ -101,14 +101,14 @@ class Clock:
     """The seconds of each night and of its moves, in a file of a line a night, so that a life that
     goes on tomorrow has those of yesterday. A life is the same to the last bit without it."""
     def __init__(self, path):
-        self.path, self.moves = path, []
+        self.path, self.moves, self.commit = path, [], stats.commit()
 
     def night(self, asleep):
         def timed(a, model, day, marks, i):
             self.moves, began = [], time.time()
             model, log = asleep(a, model, day, marks, i)
             line = {"night": i + 1, "seconds": time.time() - began, "moves": self.moves,
-                    "answer_ms": self.answer(model, marks), **weights_of(model)}
+                    "commit": self.commit, "answer_ms": self.answer(model, marks), **weights_of(model)}
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
             return model, log
@@ -157,6 +157,9 @@ def row(o, number, summary, state, model, times, command):
     whole = sorted({*whole, o.days - 1})
     keys = ("ACC", "BWT", "recall", "old_before", "old_after", "reading_before", "reading_after",
             "never_met_after", "kinds", "params_before", "params_after", "seconds")
+    nights_of = {}                                                  # of the code that lived them
+    for t in times:
+        nights_of.setdefault(t.pop("commit", None), []).append(t["night"])
     moves = [(n["night"], m) for n in state["nights"] for m in n.get("moves", ())]
     told = bits_told(number, o)
     return {"days": o.days, "seed": number, "people": o.people, "period": o.period,
@@ -164,6 +167,7 @@ def row(o, number, summary, state, model, times, command):
             **{k: summary[k] for k in keys if k in summary},
             "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
             "next_morning": [r[i] for i, r in enumerate(summary["R"])],
+            "commits": [[min(nights), code] for code, nights in nights_of.items()],
             "lives_in": levels_of(o.days, moves), "moves": moves, "facts": told[0],
             "bits": told[1], "undone": sum("undone" in n for n in state["nights"]),
             "given_up": sum(n.get("given_up", 0) for n in state["nights"]),

@@ -32,7 +32,7 @@ def test_a_life_and_its_file(lived, capsys):
     assert r["days"] == 4 and list(r["R"]) == ["1", "2", "3", "4"] and len(r["next_morning"]) == 4
     assert [t["night"] for t in r["times"]] == [1, 2, 3, 4] and r["undone"] == 4
     assert r["lives_in"] == [1] * 4 and r["facts"] > 4 and 6 < r["bits"] / r["facts"] < 14
-    assert "commit" in r and "--period=2" in r["command"]
+    assert r["commits"] == [[1, year.stats.commit()]] and "--period=2" in r["command"]
     year.main(words)                                                # finished: not lived again
     assert json.load(open(result))["runs"][0]["times"] == r["times"]
     assert "a quarter" in capsys.readouterr().out
@@ -82,6 +82,11 @@ def test_what_a_move_costs_is_read_from_the_mornings_around_it():
     assert tables.moved_days(run, 4, 2) == [(0.5, 0.5), (1.0, 1.0), (1.0, 0.5)]
     (line,) = tables.costs([run])
     assert line[:4] == [1, 2, 0, "1.000"] and "−.500" in line[4]
+
+
+def test_which_code_lived_which_nights():
+    assert tables.of_code({"commits": [[1, "a"]]}) == "a" and tables.of_code({"commit": "c"}) == "c"
+    assert tables.of_code({"commits": [[1, "a"], [57, "b"]]}) == "a from night 1, b from night 57"
 
 
 def test_recall_by_age_and_by_level():
