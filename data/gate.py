@@ -73,7 +73,7 @@ def listen(model, ids, lengths, only=None):
     where it reaches everywhere, -1 where none does. Of whole texts the nearest thing wins, from
     the first token on.
     """
-    (B, T), device = ids.shape, ids.device
+    B, device = len(ids), ids.device
     mine = torch.ones_like(model.reach, dtype=torch.bool)
     if only is not None:
         mine = (model.owner == torch.tensor(only, device=device)).all(1)
@@ -84,16 +84,33 @@ def listen(model, ids, lengths, only=None):
     if len(owners) and model.config.listens == "text":
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
     elif len(owners):
-        z = product(states(model, ids), model.metric.T)                      # (B, T, r)
-        of_row = of.expand(B, -1)                                            # (B, K)
-        size = things.square().sum(1)
         since[:, of[reach_ >= EVERYWHERE]] = 0
-        for t in range(T):                                                   # (B, K) at a time
-            gap = z[:, t].square().sum(1, keepdim=True) + size - product(2 * z[:, t], things.T)
-            fires = (gap < reach_) & (reach_ < EVERYWHERE) & (t < lengths)[:, None]
-            woken = torch.zeros_like(since).scatter_reduce(1, of_row, fires.long(), "amax")
-            since = torch.where(woken > 0, t, since)
+        within = torch.where(reach_ < EVERYWHERE, reach_, -1.0)
+        for rows in by_length(lengths):
+            last = last_within(model, ids[rows], lengths[rows], things, within, of, len(owners))
+            since[rows] = torch.where(last < 0, since[rows], last)
     return since[:, age], owners[age]
+
+
+def last_within(model, ids, lengths, things, reach, of, owners):
+    """The last position at which each row lies within the reach of a thing of each owner, -1 where
+    none does: (B, U). of (K,): the owner of each thing."""
+    ids = ids[:, :int(lengths.max())]
+    z = product(states(model, ids), model.metric.T)                          # (B, T, r)
+    of_row, size = of.expand(len(ids), -1), things.square().sum(1)           # (B, K), (K,)
+    since = torch.full((len(ids), owners), -1, device=ids.device)
+    for t in range(ids.shape[1]):                                            # (B, K) at a time
+        gap = z[:, t].square().sum(1, keepdim=True) + size - product(2 * z[:, t], things.T)
+        fires = (gap < reach) & (t < lengths)[:, None]
+        woken = torch.zeros_like(since).scatter_reduce(1, of_row, fires.long(), "amax")
+        since = torch.where(woken > 0, t, since)
+    return since
+
+
+def by_length(lengths, at_once=512):
+    """Rows of like length together, so that little is padding: [rows (at most at_once,)]."""
+    rows = torch.as_tensor(lengths).argsort(stable=True)
+    return rows.split(at_once) if len(rows) else ()
 
 
 @torch.no_grad()
@@ -180,14 +197,16 @@ def token_log_probs(model, rows, sources, begin, at_once=512):
     (N, T-1), 0 behind the end of a row."""
     T = max((len(row) for row in rows), default=1)
     found = torch.zeros(len(rows), T - 1, device=model.device)
-    for i in range(0, len(rows), at_once):
-        ids, length = pad_rows(rows[i:i + at_once], model.device)
-        awake = awake_for(sources[i:i + at_once], begin[i:i + at_once], ids.device)
+    for part in by_length([len(row) for row in rows], at_once):
+        some = part.tolist()
+        ids, length = pad_rows([rows[i] for i in some], model.device)
+        awake = awake_for([sources[i] for i in some], [begin[i] for i in some], ids.device)
         h = model.hidden(ids[:, :-1], awake=awake)
         word = torch.arange(1, ids.shape[1], device=ids.device) < length[:, None]
         logits = model.logits(h[word]).float()
         log_p = logits.gather(1, ids[:, 1:][word][:, None])[:, 0] - logits.logsumexp(-1)
-        found[i:i + at_once, :ids.shape[1] - 1][word] = log_p
+        mine = torch.zeros(word.shape, device=ids.device).masked_scatter(word, log_p)
+        found[part.to(ids.device), :word.shape[1]] = mine
     return found
 
 
@@ -219,12 +238,16 @@ def awake_for(sources, begin, device):
 def greedy(model, prompts, marks, max_new, awake=None, before=None):
     """The likeliest continuation of each prompt, 512 rows at a time: lists of ids with <end>.
     awake, before: as in `generate`, a row a prompt."""
-    out = []
-    for i in range(0, len(prompts), 512):
-        part = {k: (e[i:i + 512], s[i:i + 512]) for k, (e, s) in (awake or {}).items()}
-        read = before and (before[0], before[1][i:i + 512])
-        out += generate(model, prompts[i:i + 512], max_new, temperature=0, stop=[marks.end],
-                        awake=part, before=read)
+    out = [None] * len(prompts)
+    for rows in by_length([len(prompt) for prompt in prompts]):
+        at = rows.to(model.device)
+        part = {k: (e[at], s[at]) for k, (e, s) in (awake or {}).items()}
+        read = before and (before[0], before[1][at])
+        some = rows.tolist()
+        said_ = generate(model, [prompts[i] for i in some], max_new, temperature=0,
+                         stop=[marks.end], awake=part, before=read)
+        for i, y in zip(some, said_):
+            out[i] = y
     return out
 
 

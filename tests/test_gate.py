@@ -190,6 +190,20 @@ def test_the_likelihood_of_a_question_to_each_memory():
     assert gate.likelihood(model, [], []).shape == (0,)
 
 
+def test_rows_of_like_length_are_read_together_and_each_as_if_alone():
+    model = lively(torch.float32)
+    rows = [[0, 1, 12, 2], [0, 1], [0, 1, 5, 6, 7, 8, 2], [0, 1, 11, 2]]
+    groups = gate.by_length([len(row) for row in rows], at_once=2)
+    assert [group.tolist() for group in groups] == [[1, 0], [3, 2]]
+    together = gate.token_log_probs(model, rows, [None] * 4, [0] * 4, at_once=2)
+    assert together.shape == (4, 6)
+    for row, log_p in zip(rows, together):
+        alone = gate.token_log_probs(model, [row], [None], [0])[0]
+        close(log_p[:len(alone)], alone, 1e-4)
+        assert not log_p[len(alone):].any()
+    assert gate.by_length([]) == () and not len(gate.token_log_probs(model, [], [], []))
+
+
 def test_of_memories_of_one_thing_the_newest_is_asked_first(monkeypatch):
     model = bare((11, 0.5, FAST, 1), (11, 0.5, SLOW, 1), (11, 0.5, FAST, 0), (11, 0.5, SLOW, 0))
     calls = speaking(monkeypatch, lambda who, _: SHRUG if who else [24, 3])
@@ -258,7 +272,7 @@ def test_without_a_trick_the_answer_is_that_of_the_expert(monkeypatch):
 
 def test_greedy_answers_many_questions_in_parts(monkeypatch):
     model = lively(torch.float32, n_layer=1)
-    prompts = torch.randint(4, V, (515, 3)).tolist()
+    prompts = [row[:1 + i % 3] for i, row in enumerate(torch.randint(4, V, (515, 3)).tolist())]
     who = {FAST: (torch.arange(515) % 3 - 1, torch.arange(515) % 2)}
     got = gate.greedy(model, prompts, MARKS, 3, who)
     assert len(got) == 515
