@@ -183,9 +183,21 @@ def live(o, name, seed):
     command = " ".join(["python sleep.py", shlex.join(words), "--init_from=BASE", *changed])
     keys = ("R", "ACC", "BWT", "recall", "old_before", "old_after", "reading_before", "kinds",
             "params_before", "params_after", "seconds", "device")
-    nights = [{k: v for k, v in night.items() if k != "notes"} for night in state["nights"]]
+    nights = [{**{k: v for k, v in night.items() if k != "notes"},
+               "asked": asked_for(night.get("notes"))} for night in state["nights"]]
     return {"life": name, "seed": seed, "search": o.search, **stats.provenance(command),
             **{k: s[k] for k in keys}, "in_context": read, "final": final, "nights": nights}
+
+
+def asked_for(book):
+    """What the self asked itself that night, of those of its dreams that the notes hold: how many
+    {way: {"sentence", "word"}}."""
+    found = {way: {"sentence": 0, "word": 0} for way in WAYS}
+    for question, _ in (book or {}).get("asked", {}).get("some", []):
+        way, _, text = question.partition(":")
+        kind = "sentence" if len(text.split()) > 2 else "word"
+        found["from" if way.startswith("From") else "into"][kind] += 1
+    return found
 
 
 # --------------------------------------------------------------------------------------------------

@@ -182,6 +182,19 @@ def skills(file):
     return rows
 
 
+def out_of(file):
+    """How often the self asked itself, night after night, for a sentence out of the language, of
+    the dreams that its notes hold: a line a life and seed, the longest lives."""
+    many = max(len(run["R"]) for run in file["runs"])
+    runs = [run for run in file["runs"] if len(run["R"]) == many and run["life"] != "sft"
+            and "asked" in run["nights"][0]]
+    lines = [[run["life"], run["seed"], *(f"{n['asked']['from']['sentence']} of "
+                                          f"{sum(sum(x.values()) for x in n['asked'].values())}"
+                                          for n in run["nights"])]
+             for run in sorted(runs, key=lambda run: (run["life"], run["seed"]))]
+    return table(["life", "seed", *(f"night {i + 1}" for i in range(many))], lines)
+
+
 def span_of(runs, key):
     values = [r[key] for r in runs]
     digits = 3 if max(map(abs, values)) < 2 else 0

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import skills
+from bench import skills, tables
 from data import asking, exam, gate, languages
 from data.languages import Language, Sentence
 from data.quizzes import pack, split, unpack
@@ -223,3 +223,14 @@ def test_a_table_pairs_by_seed():
     assert lines[1].split()[:3] == ["sleep", "0.800", "±"] and "1.00" in lines[1]
     assert lines[1].split()[-1] == "2", "an undone night is shown"
     assert lines[-1].startswith("no dreaming minus sleep: -0.200 ± 0.000, p after Holm 0.000")
+
+
+def test_what_a_night_asked_for_is_counted():
+    some = [["Into Zorbic: the red house sees the old dog", ""], ["From Zorbic: nor", "nor red"],
+            ["From Zorbic: nor tok bal zim kip", "nor"], ["From Zorbic: nor tok bal", ""]]
+    asked = skills.asked_for({"asked": {"n": 9, "some": some}})
+    assert asked == {"into": {"sentence": 1, "word": 0}, "from": {"sentence": 2, "word": 1}}
+    assert skills.asked_for(None) == {way: {"sentence": 0, "word": 0} for way in skills.WAYS}
+    run = {"life": "sleep", "seed": 2, "R": [[1.0]], "nights": [{"asked": asked}]}
+    others = [{**run, "life": "sft"}, {**run, "nights": [{}]}]
+    assert tables.out_of({"runs": [run, *others]})[2:] == ["| sleep | 2 | 2 of 4 |"]
