@@ -33,7 +33,7 @@ MAP = [  # step of the lecture, equation, its source, file: function, the line t
      "z = take(z._replace(begin=begin,"),
     (4, "the day's word, else memory's", "ours", "data/asking.py: look_up", "if y == unknown:"),
     (5, "W S Wᵀ = 1", "ours", "data/gate.py: whitening", "return torch.linalg.inv("),
-    (5, "wake if ‖W x − m‖² < reach", "ours", "data/gate.py: listen", "fires = (gap < reach_)"),
+    (5, "wake if ‖W x − m‖² < reach", "ours", "data/gate.py: last_within", "fires = (gap < reach)"),
     (5, "reach = min(√(p n), 4 p, 0.9 n)", "ours", "data/gate.py: reach",
      "return torch.stack([(p * n).sqrt()"),
     (6, "r = γ r_sem + (1−γ) r_abs", "[S] 3.3", "seed.py: rewards", "return GAMMA * r_sem"),

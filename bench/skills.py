@@ -237,7 +237,9 @@ def main(argv):
     file = stats.read(os.path.abspath(o.result)) or {"runs": []}
     done = {(r["life"], r["seed"], len(r["R"])) for r in file["runs"]}
     said = [w for w in argv if not w.startswith(("--work", "--result"))]
-    file |= stats.provenance(shlex.join(["python", "bench/skills.py", *said]))
+    mine = shlex.join(["python", "bench/skills.py", *said])
+    earlier = [c for c in file.get("command", "").split("; ") if c not in ("", mine)]
+    file |= stats.provenance("; ".join([*earlier, mine]))
     os.environ["TQDM_DISABLE"] = "1"
     for seed in o.seeds:
         for name in o.names:

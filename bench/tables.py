@@ -182,6 +182,16 @@ def skills(file):
     return rows
 
 
+def skill_gaps(file):
+    """Each life against the whole night, in the longest lives of fresh seeds, paired by seed."""
+    many = max(len(run["R"]) for run in file["runs"])
+    lives = grouped([r for r in file["runs"] if len(r["R"]) == many and r["seed"] != 1], "life")
+    names = [name for name in lives if name != "sleep"]
+    gaps = stats.corrected([minus(lives[name], lives["sleep"], "ACC") for name in names])
+    return table([f"{many} nights", "ACC minus `sleep`", "p, Holm", "this life is"],
+                 [[name, *told(gap)] for name, gap in zip(names, gaps)])
+
+
 def out_of(file):
     """How often the self asked itself, night after night, for a sentence out of the language, of
     the dreams that its notes hold: a line a life and seed, the longest lives."""
