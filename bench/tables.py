@@ -689,11 +689,11 @@ AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": 
 def year(file):
     """Lives of year.py: what is left of them, by age, by level; what a move costs."""
     runs = sorted(file["runs"], key=lambda r: (-r["days"], r["levels"], r["seed"]))
-    lines = table(["days", "seed", "levels", "facts", "ACC", "BWT", "old", "reading", "undone",
-                   "parameters added", "bits a parameter", "code"],
+    lines = table(["days", "seed", "levels", "facts", "ACC", "BWT", "old", "reading", "never met",
+                   "undone", "parameters added", "bits a parameter", "code"],
                   [[r["days"], r["seed"], r["levels"], r["facts"], f"{r['ACC']:.3f}",
                     f"{r['BWT']:+.3f}", f"{r['old_after']:.3f}", f"{r['reading_after']:.3f}",
-                    r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
+                    f"{r['never_met_after']:.3f}", r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
                     of_code(r)] for r in runs])
     lines += [""] + table(["days", "seed", *AGES],
                           [[r["days"], r["seed"], *by_age(r).values()] for r in runs])
