@@ -693,7 +693,7 @@ def year(file):
                    "undone", "parameters added", "bits a parameter", "code"],
                   [[r["days"], r["seed"], r["levels"], r["facts"], f"{r['ACC']:.3f}",
                     f"{r['BWT']:+.3f}", f"{r['old_after']:.3f}", f"{r['reading_after']:.3f}",
-                    f"{r['never_met_after']:.3f}", r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
+                    strangers(r), r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
                     of_code(r)] for r in runs])
     lines += [""] + table(["days", "seed", *AGES],
                           [[r["days"], r["seed"], *by_age(r).values()] for r in runs])
@@ -703,6 +703,14 @@ def year(file):
                            "an answer then", "an answer now"], [pace(r) for r in runs])
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
                                 costs(runs))
+
+
+def strangers(run):
+    """How many of the questions about people never met get "I do not know", in the end and, where
+    the file has it, in the middle of the life."""
+    end, nights = f"{run['never_met_after']:.3f}", run.get("never_met", ())
+    half = nights[len(nights) // 2] if len(nights) else None
+    return end if half is None else f"{end} ({half:.3f} in the middle)"
 
 
 def of_code(run):

@@ -8,7 +8,7 @@ A long life: a night a day for a year, and memories that move from level to leve
 A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
 holds them), and a longer one goes on from the longest shorter one of its seed. It is told how long
 it will take before it begins: on a quiet CPU thread a base takes some 8 minutes, a night 25
-seconds, and the moves 27 for each night, 57 where those of the second level are among them (from
+seconds, and the moves 27 for each night, 62 where those of the second level are among them (from
 the 49th night on).
 
 What is measured: the exam about all days every --exam_every mornings and on the ones before, so
@@ -168,6 +168,7 @@ def row(o, number, summary, state, model, times, command):
             "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
             "next_morning": [r[i] for i, r in enumerate(summary["R"])],
             "commits": [[min(nights), code] for code, nights in nights_of.items()],
+            "never_met": [night.get("never_met") for night in state["nights"]],
             "lives_in": levels_of(o.days, moves), "moves": moves, "facts": told[0],
             "bits": told[1], "undone": sum("undone" in n for n in state["nights"]),
             "given_up": sum(n.get("given_up", 0) for n in state["nights"]),
@@ -192,7 +193,7 @@ def main(argv):
     seeds = flags.numbers(o.seeds, "seeds", NAME)
     if not o.table:
         second = o.period and o.levels > 2 and o.days >= o.period ** 2
-        a_day = 82 if second else 52                                    # seconds
+        a_day = 92 if second else 55                                    # seconds
         hours = len(seeds) * (0.15 + o.days * a_day / 3600)
         print(f"{len(seeds)} lives of {o.days} days: expect about {hours:.1f} hours on a quiet CPU "
               "thread; cut it off when you like, it goes on", flush=True)
