@@ -234,9 +234,15 @@ HAYSTACK = """
 never met, among small talk and what the self has always known, read line by line through a window,
 slept on, asked when all is read, with an empty context. *window alone*: the pretrained self with
 the last 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
-many experts the slowest level keeps, the oldest goes first; where it keeps any number, levels save
-parameters and can only cost recall. Mean over seeds, least and greatest. The bases are those of
-`week-paper.json`.
+many experts the slowest level keeps, the oldest goes first: with room for two, the chain of levels
+decides how far back the self remembers. Mean over seeds, least and greatest. The bases are those of
+`trial.json`; the constants of a move were chosen on other seeds.
+
+**Three statements of [S].** *More levels are better*: so it is, where each may keep but two
+experts. *A faster slowest level is worse*: here it is the same finding, since with each level the
+slowest moves half as often; with as many levels it is not run (`--period`). *Accuracy stays flat
+with length*: it does, from 2,000 to 100,000 tokens, where the window alone finds nothing; of
+stories (BABILong, below) from 1,000 to 10,000, one seed.
 """
 
 
