@@ -94,7 +94,9 @@ def go_on_from_a_shorter(o, number, out):
         os.makedirs(out, exist_ok=True)
         for name in ("base.pt", "times.jsonl", "checkpoint.pt"):            # this one last
             if os.path.isfile(os.path.join(shorter[0], name)):
-                shutil.copy(os.path.join(shorter[0], name), out)
+                part, whole = os.path.join(out, name + ".part"), os.path.join(out, name)
+                shutil.copy(os.path.join(shorter[0], name), part)
+                os.replace(part, whole)                             # never half a file
 
 
 class Clock:
