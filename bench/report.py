@@ -203,8 +203,8 @@ exam by chance. `sleep` is the whole night of the paper here (`--paper`), `gate+
 
 **Dreaming can harm.** Over seven nights the whole night falls behind in two of three seeds: from
 the third or fourth night on it asks itself for no sentence out of the language any more, and what
-is not asked is not learnt. Its writer was rewarded for single words, which raise the self-made quiz
-more than a sentence does, and unlearnt the rest; without dreaming nothing of the kind happens.
+is not asked is not learnt. Its notes show the writer rewarded mostly for single words in the night before
+(`log.jsonl` of these lives; not in the file); without dreaming nothing of the kind happens.
 Three seeds do not make the mean certain; what happened is seen night by night, in the last table:
 of the dreams that the notes of a night hold, those that ask for a sentence out of the language.
 Without on-policy steps or imitation no less survives three nights.
@@ -236,7 +236,7 @@ slept on, asked when all is read, with an empty context. *window alone*: the pre
 the last 160 tokens of the haystack before it. *told*: with the needle itself before it, a bound. *room*: so
 many experts the slowest level keeps, the oldest goes first: with room for two, the chain of levels
 decides how far back the self remembers. Mean over seeds, least and greatest. The bases are those of
-`trial.json`; the constants of a move were chosen on other seeds.
+`trial.json`; the constants of a move were chosen on seed 9, and moves of seed 11 were looked at.
 
 **Three statements of [S].** *More levels are better*: so it is, where each may keep but two
 experts. *A faster slowest level is worse*: here it is the same finding, since with each level the

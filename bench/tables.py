@@ -701,8 +701,10 @@ def year(file):
                            "experts", "parameters"], [line for r in runs for line in by_level(r)])
     lines += [""] + table(["days", "seed", "second nights", "last nights", "a move, a night of it",
                            "an answer then", "an answer now"], [pace(r) for r in runs])
+    same = ("seed", "people", "period", "levels")
+    longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
-                                costs(runs))
+                                costs(list(longest)))    # a longer life holds the shorter
 
 
 def strangers(run):
