@@ -183,8 +183,8 @@ def live(o, name, seed):
     command = " ".join(["python sleep.py", shlex.join(words), "--init_from=BASE", *changed])
     keys = ("R", "ACC", "BWT", "recall", "old_before", "old_after", "reading_before", "kinds",
             "params_before", "params_after", "seconds", "device")
-    nights = [{**{k: v for k, v in night.items() if k != "notes"},
-               "asked": asked_for(night.get("notes"))} for night in state["nights"]]
+    nights = [{**night, "asked": asked_for(book)}
+              for night, book in zip(state["nights"], state["notes"])]
     return {"life": name, "seed": seed, "search": o.search, **stats.provenance(command),
             **{k: s[k] for k in keys}, "in_context": read, "final": final, "nights": nights}
 
