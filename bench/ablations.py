@@ -53,8 +53,6 @@ REGIMES = {  # name: (flags and constants; "no dreaming" there)
     "short nights": (SHORT, ["--dream=0", "--seed_steps=180"]),
     "poor reader": (["--pretrain_steps=600"], ["--dream=0"]),
 }
-REWARDS = {"judge of texts": "seed.on_policy_loss=variants.two_texts",
-           "lexical reward only": "seed.GAMMA=0", "semantic reward only": "seed.GAMMA=1"}
 BUDGET = ["--budget=24"]
 SAME, KL = [*LABELS, "--dream=0"], ["--on_policy=0", "--dream=0"]
 LORA = ["model.Block.forward=rivals.lora"]
@@ -99,10 +97,9 @@ def lives():
     add("imitation", 2, {"imitation": [*SHORT, "--on_policy=1", *WARM, "seed.ALPHA=1"]})
     add("imitation", 2, {f"alpha {alpha}": [f"seed.ALPHA={alpha}"] for alpha in (0.7, 0.5)},
         "imitation")
-    add("imitation", 2, {f"alpha 0.7 {what}": ["seed.ALPHA=0.7", change]
-                         for what, change in REWARDS.items()}, "imitation")
-    add("no gate", 3, {"no replay": ["--replay=0"],
-                       "labels alone": [*LABELS, "--dream=0"]}, "no gate")
+    add("imitation", 2, {"alpha 0.7 judge of texts": [
+        "seed.ALPHA=0.7", "seed.on_policy_loss=variants.two_texts"]}, "imitation")
+    add("no gate", 3, {"no replay": ["--replay=0"]}, "no gate")
     add("24 dreams", 2, {"24 dreams": BUDGET})
     add("24 dreams", 2, {"gradient norm": ["--select=norm"], "no writer": ["--writer=0"],
                          "random selection": ["--select=random"],
