@@ -25,6 +25,8 @@ import json
 import os
 import shlex
 import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from functools import reduce
@@ -306,6 +308,15 @@ def best(file, name):
     return max(sorted({r["rate"] for r in rows}), key=found) if rows else RATES[name][1]
 
 
+def leave_with(parent):
+    """A worker ends with its parent, even one that was killed, not lives on beside its successor."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def all_of(o, pool, function, todo, bar):
     """What function(*row, o) returns for each row, in this order, as soon as it is there."""
     waiting = [pool.submit(function, *row[:2], o, *row[2:]) for row in todo]
@@ -329,7 +340,7 @@ def main(argv):
     os.environ["TQDM_DISABLE"] = "1"                                 # of the lives; ours stays
     total = len(bases) + len(tries) + len(todo)
     bar = tqdm(total=total, unit="life", mininterval=1.0, disable=False)
-    with ProcessPoolExecutor(o.jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(o.jobs, get_context("spawn"), leave_with, (os.getpid(),)) as pool:
         try:
             for _ in all_of(o, pool, born, list(bases.values()), bar):
                 pass
