@@ -29,6 +29,7 @@ FLAGS = {  # name: (default, allowed, what it does), as in data/flags.py
     "data": ("clinc150", tuple(classes.TABLES), "which set"),
     "data_dir": ("data/clinc150", flags.TEXT, "its folder"),
     "seeds": ("1,2,3", flags.TEXT, "orders of the classes, with commas"),
+    "split": ("test", ("test", "sealed"), "which rows are asked (bench/topics.py)"),
     "result": (os.path.join(stats.RESULTS, "counting.json"), flags.TEXT, "result file"),
 }
 
@@ -128,6 +129,7 @@ def main(argv):
     seeds = flags.numbers(o.seeds, "seeds", NAME)
     if VALIDATION in seeds:
         flags.fail(f"--seeds: {VALIDATION} is the order of the search; choose others", NAME)
+    name = o.data + " sealed" * (o.split == "sealed")
     valid, search = stages_of(o, VALIDATION, "val"), []
     for method in METHODS:
         for alpha, longest in GRID:
@@ -135,15 +137,16 @@ def main(argv):
             search.append({k: r[k] for k in ("method", "alpha", "longest", "final")})
     runs = []
     for seed in seeds:
-        stages = stages_of(o, seed, "test")
+        stages = stages_of(o, seed, o.split)
         for method in METHODS:
             best = max((r for r in search if r["method"] == method), key=lambda r: r["final"])
             r = life(stages, method, best["alpha"], best["longest"])
-            runs.append({"data": o.data, "seed": seed, "split": "test", **r})
+            runs.append({"data": o.data, "seed": seed, "split": o.split, **r})
             print(f"{o.data} seed {seed} {method:28} {r['final']:.3f}", flush=True)
-    command = f"python bench/counting.py --data={o.data} --data_dir=FOLDER --seeds={o.seeds}"
-    rows = {"train": sum(len(d) for d, _ in stages), "test": sum(len(x) for _, x in stages)}
-    file = (stats.read(os.path.abspath(o.result)) or {}) | {o.data: {
+    command = (f"python bench/counting.py --data={o.data} --data_dir=FOLDER --split={o.split} "
+               f"--seeds={o.seeds}")
+    rows = {"train": sum(len(d) for d, _ in stages), o.split: sum(len(x) for _, x in stages)}
+    file = (stats.read(os.path.abspath(o.result)) or {}) | {name: {
         **stats.provenance(command), "all_rows": rows, "validation_seed": VALIDATION,
         "search": search, "runs": runs}}
     store.write_json(o.result, file)

@@ -140,7 +140,8 @@ def topics(file):
              "the base's classes, at the end", "BWT": "BWT", "kept a night": "dreams kept a night",
              "undone nights": "nights undone, of a life",
              "minutes": "minutes a life, one thread"}
-    return [f"| {runs[0]['data']}, {len(runs)} seeds | mean (least to most) |", "|---|---|",
+    asked = f"{runs[0]['data']}, {runs[0].get('split', 'test')} rows, {len(runs)} seeds"
+    return [f"| {asked} | mean (least to most) |", "|---|---|",
             *(f"| {name} | {span_of(runs, key)} |" for key, name in names.items())]
 
 

@@ -25,7 +25,8 @@ CHAIN = 24                              # tokens of a document about one class, 
 READINGS = 1                            # times a day goes through the texts of a class, chained
 MISHEARD = 0.1                          # share of the words replaced: little text, many steps
 READ, ASKED = (0.05, 0.5, 0.1), (0.0, 0.1, 1.0)         # loss weights: passage, question, answer
-EXAM = "test"                           # the split that exams ask of; "val" to search on
+EXAM = "test"                           # the split that exams ask of; "val" to search on; "sealed":
+# every fifth training text of a class, not trained on then: asked once, when all is decided
 
 Table = namedtuple("Table", "columns label delimiter ending splits base day words source")
 # base, day: classes the base knows, classes a day; words: kept of a text
@@ -78,7 +79,8 @@ def spoken(name):
 
 
 def read(name, folder):
-    """{split: {class: [texts]}} for train, val and test, which share no text.
+    """{split: {class: [texts]}} for train, val and test, which share no text; for sealed, too, when
+    EXAM is that.
 
     Without a validation file every tenth training text of a class is validation, and is trained on
     by nobody. Raises FileNotFoundError or ValueError, naming file, line and what is expected.
@@ -91,18 +93,24 @@ def read(name, folder):
             words = row[text].split()[:table.words]
             found.setdefault(spoken(row[label]), []).append(" ".join(words))
     if "val" not in data:
-        data["val"] = {k: texts[9::10] for k, texts in data["train"].items()}
-        data["train"] = {k: [t for i, t in enumerate(texts) if i % 10 != 9]
-                         for k, texts in data["train"].items()}
+        data["val"], data["train"] = every(10, data["train"])
+    if EXAM == "sealed":
+        data["sealed"], data["train"] = every(5, data["train"])
     strange = sorted(set(data["test"]) - set(data["train"]))
     if strange:
         path = os.path.join(folder, f"test.{table.ending}")
         raise ValueError(f"{path}: classes that the training file lacks: {', '.join(strange[:5])}")
     seen = {t for texts in data["train"].values() for t in texts}
-    for split in ("val", "test"):
+    for split in set(data) - {"train"}:
         data[split] = {k: [t for t in data[split].get(k, []) if t not in seen]
                        for k in data["train"]}
     return data
+
+
+def every(n, rows):
+    """({class: every n-th text}, {class: the others})."""
+    return ({k: texts[n - 1::n] for k, texts in rows.items()},
+            {k: [t for i, t in enumerate(texts) if i % n != n - 1] for k, texts in rows.items()})
 
 
 def stages_of(labels, table, seed, folder):

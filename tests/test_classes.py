@@ -92,6 +92,19 @@ def test_a_text_that_is_in_train_is_no_test(tmp_path):
     assert "where is my 3, order 0?" not in found["test"]["card arrival 3"]
 
 
+def test_sealed_rows_are_asked_only_when_they_are_the_exam_and_then_nobody_trains_on_them(
+        tmp_path, monkeypatch):
+    banking(tmp_path)
+    usual = classes.read("banking77", str(tmp_path))
+    monkeypatch.setattr(classes, "EXAM", "sealed")
+    found = classes.read("banking77", str(tmp_path))
+    assert "sealed" not in usual and found["test"] == usual["test"] and found["val"] == usual["val"]
+    for label, texts in usual["train"].items():
+        assert found["sealed"][label] == texts[4::5]
+        assert sorted(found["sealed"][label] + found["train"][label]) == sorted(texts)
+        assert not set(found["sealed"][label]) & set(found["train"][label])
+
+
 @pytest.mark.parametrize("name, content, says", [
     ("train.csv", None, "no file"),
     ("train.csv", "", "line 1: expected the header 'text,category'"),
