@@ -61,8 +61,8 @@ def views_of(passages, marks, rng, n=VIEWS):
 def write(teacher, marks, n, writer=True, random_expert=False):
     """Unique dreams [(passage, question, answer)], n documents for each view of each passage.
 
-    writer: the expert that has learnt to dream (`rest_em`) is awake in every second view, once there
-    is one. Alone it would soon ask only what was rewarded; the other views ask as before (ours).
+    writer: the expert that has learnt to dream (`rest_em`), once there is one, is awake in every
+    second view. Alone it would soon ask only what was rewarded; the others ask as before (ours).
     random_expert: half of the views also wake an old one, picked at random ([S] 3.4, synthesis).
     The gates of earlier nights are shut: an older memory would answer for what is read here.
     """
