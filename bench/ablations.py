@@ -350,7 +350,7 @@ def main(argv):
                     file[rows].append(row)
                     store.write_json(o.result, file)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)          # what has not begun is not lived
             raise
     bar.close()
     for name in (n for n in o.only if n in RATES or not o.search):
