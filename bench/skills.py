@@ -36,6 +36,7 @@ LIVES = {  # name: flags and constants of a life
     "sleep": [], "none": ["--method=none"], "sft": ["--method=sft"],
     "gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
     "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"],
+    "writer alone": ["dream.write=variants.writer_alone"],
     "half on-policy": ["--on_policy=0.5"], "all on-policy, late": ["--on_policy=1"],
     "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }

@@ -12,10 +12,10 @@ import dream
 import seed
 from data.engine import pad_rows
 from data.gate import EVERYWHERE, open_gate
-from model import FAST
+from model import FAST, TRIAL
 
 ON_POLICY, REWARDS = seed.on_policy_loss, seed.rewards              # as they are at home
-LEARN_TO_DREAM = dream.learn_to_dream
+LEARN_TO_DREAM, WRITE = dream.learn_to_dream, dream.write
 PLAIN, STEPS = SimpleNamespace(on_policy=0, divergence="forward", expand=1), seed.DREAM_STEPS
 
 
@@ -95,3 +95,10 @@ def by_chance(model, z, quiz, marks, select):
     """In the place of dream.importance: any number, for dreams of which truth and repeats are
     still looked at."""
     return torch.rand(len(z.ids), device=model.device)
+
+
+def writer_alone(teacher, marks, n, writer=True, random_expert=False):
+    """In the place of dream.write: the writer is awake in every view, as [S] has it."""
+    if writer and teacher.model.n_experts(TRIAL):
+        teacher = teacher._replace(awake={**teacher.awake, TRIAL: 0})
+    return WRITE(teacher, marks, n, False, random_expert)

@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 import dream
 import seed
+from bench import variants
 from data.quizzes import (answer_mask, closed_book, pack, question_mask, split_questions, take,
                           unpack)
 from data.text import Day
@@ -113,7 +114,9 @@ def test_who_is_awake_while_writing(monkeypatch):
     for kw in ({}, {"writer": False}, {"random_expert": True}):
         dream.write(teacher, MARKS, 1, **kw)
     dream.write(teacher._replace(awake={FAST: 2}), MARKS, 1)
+    variants.writer_alone(teacher._replace(awake={}), MARKS, 1)
     awake = [call[2] for call in calls]
+    assert awake.pop() == {TRIAL: ([0] * rows, [0] * rows)}
     zeros, every_second = [0] * rows, [0, -1] * (rows // 2)        # the writer, and nobody
     assert awake[0] == {TRIAL: (every_second, zeros)} and awake[1] == {}
     assert set(awake[2]) == {TRIAL, FAST} and set(awake[2][FAST][0]) <= {-3, -2, -1, 0, 1, 2}
