@@ -21,22 +21,32 @@ def beats(rival):
     return measured
 
 
+def newest(files, life):
+    """(a file that has this life, what to say of it): of the present nights, or the first edition.
+    life: its name in a table, without its regime."""
+    for name, said in (("ingredients.json", ""), ("ablations.json", "first edition: ")):
+        if any(life in (row["name"], row["life"]) for row in stats.compared(files[name])):
+            return files[name], said
+    raise KeyError(life)
+
+
 def needs(ingredient):
-    """With it minus without it: the default life, and every regime where it was taken away."""
+    """With it minus without it: the whole night, and every regime where it was taken away."""
     def measured(files):
-        return [(row["regime"], "", [-d for d in row["differences"]], row["p"])
-                for row in stats.compared(files["ablations.json"]) if row["life"] == ingredient]
+        file, said = newest(files, ingredient)
+        return [(row["regime"], said, [-d for d in row["differences"]], row["p"])
+                for row in stats.compared(file) if row["life"] == ingredient]
     return measured
 
 
 def better(life, other, n=2):
-    """One life minus another, ACC after night n; p as one more row of the ablations."""
+    """One life minus another, ACC after night n; p as one more row of the file's table."""
     def measured(files):
-        found = stats.by_life(files["ablations.json"])
-        others = [row["differences"] for row in stats.compared(files["ablations.json"])
+        file, said = newest(files, life)
+        others = [row["differences"] for row in stats.compared(file)
                   if (row["name"], row["against"]) != (life, other)]
-        d = stats.differences(found, life, other=other, n=n)
-        return [("", "", *stats.corrected([*others, d])[-1])]
+        d = stats.differences(stats.by_life(file), life, other=other, n=n)
+        return [("", said, *stats.corrected([*others, d])[-1])]
     return measured
 
 
@@ -108,7 +118,7 @@ def rows(files):
     lines = []
     for claim, paper, measured in CLAIMS:
         parts = measured(files)
-        ours = [f"{where} " * (len(parts) > 1) + short(text + stats.gap(d))
+        ours = [(where + (", " if text else " ")) * (len(parts) > 1) + short(text + stats.gap(d))
                 for where, text, d, _ in parts]
         lines.append((claim, paper, ", ".join(ours), together(parts)))
     return lines

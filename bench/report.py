@@ -63,13 +63,14 @@ UNTESTED = """
 - In *A fair fight* no rival has sleep's expert and gate: what is called sleep's lead over
   fine-tuning there is that of the whole. Rivals with the same arms stand under *Which ingredient
   matters*.
-- *No expansion* takes away the gate, too; *no gate* has one expert for all nights, and in these
-  older lives dreaming stopped from the second night on. Alone they are taken away in the
-  lives *one expert* and *open router* of `bench/ablations.py`.
-- *No dreaming* replaces 20 steps on chosen dreams by 20 more on the same quizzes; what a default
-  night dreams teaches tomorrow's writer of dreams only. On-policy steps are 7.5 % of a default
-  night, imitation weighs .1 in them, and its reward is nearly 1 all the time. "No effect seen" is
-  said of these nights, not of the ideas.
+- *No expansion* takes away the gate, too; *no gate* has one expert for all nights, and in the first
+  edition dreaming stopped from the second night on. Alone they are taken away in *one expert*
+  (the gate, one expert for all nights) and *open router* (an expert a night, all of them awake).
+- *No dreaming* replaces 20 steps on chosen dreams by 20 more on the same quizzes; what a whole
+  night dreams teaches tomorrow's writer of dreams only; *chosen dreams learnt* learns them, too.
+  On-policy steps are 7.5 % of a whole night, imitation weighs .1 in them: the lives *from a warm
+  student* and *all on-policy* give both more room. "No effect seen" is said of these nights, not of
+  the ideas.
 - ACC asks forward questions only. The price of the gate are the reversed ones; where both are
   counted together, the table says so.
 - Learning rates of the rivals of *A fair fight* were searched over two nights and used for seven.

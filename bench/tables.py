@@ -231,16 +231,18 @@ def judged(row):
 def ablations(file):
     found = stats.by_life(file)
     head = ["regime", "life", "nights", "ACC", "minus the same with it", "p, Holm", "verdict",
-            "next morning, reversed questions among them"]
+            "old people", "next morning, reversed questions among them"]
     rows, regime = [], None
     for row in stats.compared(file):
         whole, n = row["against"], row["nights"]
         if row["regime"] != regime:                                # first, the life they lack it in
             regime = row["regime"]
             rows.append([regime, f"**{whole}**", n, last_acc(found, whole, n), "", "", "",
+                         last_acc(found, whole, n, "old"),
                          last_acc(found, whole, n, "recall_both")])
         rows.append([regime, row["life"], n, last_acc(found, row["name"], n),
                      paired(row["differences"]), chance(row["p"]), judged(row),
+                     last_acc(found, row["name"], n, "old"),
                      last_acc(found, row["name"], n, "recall_both")])
     if all(row[-1] == DASH for row in rows):                       # of an older bench
         return table(head[:-1], [row[:-1] for row in rows])
