@@ -189,8 +189,9 @@ def test_ablations_pair_by_seed_cut_to_the_shorter_life_and_sort():
     assert rows[0]["differences"] == pytest.approx([-0.495, -0.49, -0.485])
     assert rows[0]["p"] == pytest.approx(3 * stats.p_value(rows[0]["differences"]))
     said = tables.ablations({"runs": runs})
-    assert said[2] == "| default | **sleep** | 2 | .950 ± .000 |  |  |  |"
-    assert "| default | no gate | 2 | .460 ± .005 | −.490 ± .012 | < .001 | **helps: .490** |" in said
+    assert said[2] == "| default | **sleep** | 2 | .950 ± .000 |  |  |  | 1.000 ± .000 |"
+    assert ("| default | no gate | 2 | .460 ± .005 | −.490 ± .012 | < .001 | **helps: .490** | "
+            "1.000 ± .000 |") in said
     assert "would show" in said[-1] and len(said) == 7
 
 
