@@ -310,13 +310,32 @@ TRIAL = """
 quizzes, labels. *sleep*, the whole night of the paper (`--paper`): the same expert, gate, quizzes,
 optimiser, mishearing and steps, but the teacher's distribution, on-policy steps, imitation, dreams
 tried on copies. Five seeds that nobody had tuned on, a week each, from the same bases.
+In its whole nights the writer of dreams still wrote alone (see *Skills*); weeks in which it does not
+stand in the next table.
 """
 INGREDIENTS = """
-**One ingredient away at a time**, by older nights: seeds that nobody had tuned on, from bases made
-on an H200, lived on a CPU. Five seeds lived *gate+sft* for the whole week. All else lived two
-nights on two or three seeds, which know nearly everything: what only helps can hardly show there,
-what harms can. "No gate" was not lived again.
+**One ingredient away at a time**, by the present nights, from bases of the trial, paired by seed.
+Two or three whole nights know nearly everything: what harms shows there, what helps hardly can. So
+others have room: *short nights* learn 160 steps, about half of what a night takes; *from a warm
+student* they have no on-policy steps, or .25, .5, all of those after three tenths of such a night;
+*all on-policy* gives imitation weight there (1 − alpha); *24 dreams* must do for a night, chosen by
+cosine × truth, the paper's gradient norm, truth alone, or by chance. Not every seed lived
+everything; what is compared is what both lived. *No expansion* takes nine minutes: one seed.
 """
+READ = """
+*What we read in it.* **The gate**: without it, one expert awake everywhere, a night does so much
+harm that most are undone. With it but without new experts (*one expert*) each morning knows its day
+and the days before are lost; with new experts but all of them awake (*open router*) half of the new
+and nearly all of the old is lost. Neither alone is a night. **Forward, not reverse, KL**: reverse
+hardly starts. **Labels or distributions**: nothing between them. **On-policy steps** take the place
+of steps on the teacher's answers, and a night that has learnt half misses those: all on-policy is
+worst. **Imitation** with more weight or another judge: nothing, though its reward differs among
+rollouts. **Dreams**: where 24 must do, those that the reading self holds true are twice as good as
+any; the gradient adds nothing to that, and its norm is no better than chance. A random expert beside
+the router, the writer, dreams that are learnt besides: nothing. Of two or three seeds little is
+certain after a correction over so many differences; the table says what.
+"""
+
 
 
 def trial(files):
@@ -327,7 +346,7 @@ def trial(files):
             "Seconds are of a machine with other work; both lived on it in turn. Two one-sided "
             f"tests against a margin of {short(str(tables.MARGIN))} of ACC, said before the plain "
             f"night had lived: p = {short(f'{same:.3f}')}, {words}.",
-            INGREDIENTS, *headed("ingredients.json", parts, tables.ablations(parts)),
+            INGREDIENTS, *headed("ingredients.json", parts, tables.ablations(parts)), READ,
             *same_arms(files["arms.json"]),
             "**The reward.** Only what differs among the rollouts of one prompt can be learnt "
             "from: a life about the reward in which this spread is below "

@@ -3,6 +3,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 from bench import stats, tables
 
@@ -46,12 +47,17 @@ def test_no_result_holds_the_path_of_a_machine():
         assert not found, path
 
 
-def test_the_ablations_it_quotes():
-    file = json.loads((RESULTS / "ablations.json").read_text())
-    found = stats.by_life(file)
-    for name in ("no expansion", "no gate", "reverse KL"):
-        gap = stats.gap(stats.differences(found, name))
-        assert gap.replace("0.", ".").replace("-", "−") in TEXT, (name, gap)
+def test_the_ingredients_it_quotes():
+    found = stats.by_life(json.loads((RESULTS / "ingredients.json").read_text()))
+    for start, names in (("| What carries it?", ("one expert", "open router", "reverse KL")),
+                         ("| On-policy steps", ("24 dreams", "random selection (24 dreams)",
+                                                "gradient norm (24 dreams)"))):
+        row = next(line for line in TEXT.splitlines() if line.startswith(start))
+        for name in names:
+            acc = mean(run["ACC"] for run in found[name].values())
+            assert f" {acc:.2f}".replace("0.", ".") in row, (name, acc)
+    m, half = stats.interval(stats.differences(found, "on-policy 1 (warm student)"))
+    assert f"{m:.2f} ± {half:.2f}".replace("0.", ".").replace("-", "−") in row
 
 
 def test_the_trial_it_quotes():
