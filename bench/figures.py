@@ -293,13 +293,14 @@ def year_picture(run, path):
 
 def forest(rows, path, title):
     """rows of stats.compared: mean and 95 % interval of each difference, and what it means."""
-    places, names, heads, y = [], [], [], 0.0
+    places, names, heads, y, nights = [], [], [], 0.0, 0
     for i, row in enumerate(rows):
         if i == 0 or row["regime"] != rows[i - 1]["regime"]:
-            heads.append((y, f"{row['regime']}, {row['nights']} night" + "s" * (row["nights"] > 1)))
+            nights = row["nights"]
+            heads.append((y, f"{row['regime']}, {nights} night" + "s" * (nights > 1)))
             y += 1.0
         places.append(y)
-        names.append(row["life"])
+        names.append(row["life"] + f", {row['nights']} nights" * (row["nights"] != nights))
         y += 1.4 if i + 1 < len(rows) and row["regime"] != rows[i + 1]["regime"] else 1.0
     fig, (ax,) = canvas(0.9 + 0.205 * y)
     for row, y in zip(rows, places):
@@ -452,6 +453,8 @@ def everything(files, folder):
         yield classes_picture(files[f"classes-{name}.json"], at(f"rivals-{name}.png"))
     longest = max(files["year.json"]["runs"], key=lambda r: r["days"])
     yield year_picture(longest, at("year.png"))
+    yield forest(stats.compared(files["ingredients.json"]), at("ingredients.png"),
+                 "The whole night without it, or changed")
     rows = stats.compared(files["ablations.json"])
     default = [row for row in rows if row["against"] in ("sleep", "24 dreams")]
     regimes = [row for row in rows if row not in default]

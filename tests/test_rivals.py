@@ -343,7 +343,7 @@ def test_a_life_about_a_reward_that_never_differs_is_no_test():
     assert rows["no dreaming"]["p"] == pytest.approx(stats.p_value(d))          # one row alone
     assert tables.judged(rows["no imitation"]).startswith("no test")
     assert "| no imitation | 1.000 | .001 |" in tables.rewarded({"runs": runs})
-    assert tables.ablations({"runs": runs})[0].endswith("| verdict |")
+    assert tables.ablations({"runs": runs})[0].endswith("| old people |")
     runs[0]["nights"][0]["both"] = 0.75
     assert tables.ablations({"runs": runs})[2].endswith("| .750 |")
 
