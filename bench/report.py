@@ -326,15 +326,15 @@ READ = """
 *What we read in it.* **The gate**: without it, one expert awake everywhere, a night does so much
 harm that most are undone. With it but without new experts (*one expert*) each morning knows its day
 and the days before are lost; with new experts but all of them awake (*open router*) a third of the
-new and nearly all of the old is lost. Neither alone is a night. **Replay** matters without a gate only: without both every night is
-undone. **Forward, not reverse, KL**: reverse
-hardly starts. **Labels or distributions**: nothing between them. **On-policy steps** take the place
-of steps on the teacher's answers, and a night that has learnt half misses those: all on-policy is
-worst. **Imitation** with more weight or another judge: nothing, though its reward differs among
-rollouts. **Dreams**: where 24 must do, those that the reading self holds true are twice as good as
-any; the gradient adds nothing to that, and its norm is no better than chance. A random expert beside
-the router, the writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm. Of two or three seeds little is
-certain after a correction over so many differences; the table says what.
+new and nearly all of the old is lost. Neither alone is a night. **Replay** matters without a gate
+only: without both every night is undone. **Forward, not reverse, KL**: reverse hardly starts.
+**Labels or distributions**: nothing between them. **On-policy steps** take the place of steps on
+the teacher's answers, and a night that has learnt half misses those: all on-policy is worst.
+**Imitation** with more weight or another judge: nothing, though its reward differs among rollouts.
+**Dreams**: where 24 must do, those that the reading self holds true are twice as good as any; the
+gradient adds nothing to that, and its norm is no better than chance. A random expert beside the
+router, the writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm. Of two or
+three seeds little is certain after a correction over so many differences; the table says what.
 """
 
 
