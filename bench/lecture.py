@@ -146,11 +146,11 @@ def expansion(files):
 
 
 def direction(files):
-    return without(files, "reverse KL", "SFT instead of KL")
+    return without(files, "reverse KL", "SFT instead of KL (short nights)")
 
 
 def gates(files):
-    said = [without(files, "no gate")]
+    said = [without(files, "no gate", "open router", "one expert")]
     for name, file in files["topics.json"].items():
         both, alone = (number([r[key] for r in file["runs"]]) for key in ("both", "gate_alone"))
         said.append(f"Topics, {name} ({of('topics.json', file)}): gate and experts {both}, the "
@@ -159,8 +159,10 @@ def gates(files):
 
 
 def dreams(files):
-    return without(files, "no dreaming", "no imitation", "no on-policy steps", "no curriculum",
-                   "gradient norm (24 dreams)", "random selection (24 dreams)")
+    parts = ("no dreaming", "no imitation", "no on-policy steps", "no curriculum")
+    chosen = ("gradient norm", "random selection", "chance and truth")
+    return without(files, *(f"{part} (short nights)" for part in parts),
+                   *(f"{how} (24 dreams)" for how in chosen))
 
 
 def mornings(files):
