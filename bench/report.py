@@ -310,8 +310,6 @@ TRIAL = """
 quizzes, labels. *sleep*, the whole night of the paper (`--paper`): the same expert, gate, quizzes,
 optimiser, mishearing and steps, but the teacher's distribution, on-policy steps, imitation, dreams
 tried on copies. Five seeds that nobody had tuned on, a week each, from the same bases.
-In its whole nights the writer of dreams still wrote alone (see *Skills*); weeks in which it does not
-stand in the next table.
 """
 INGREDIENTS = """
 **One ingredient away at a time**, by the present nights, from bases of the trial, paired by seed.
@@ -344,7 +342,8 @@ def trial(files):
     rows, same = tables.plain_rival(file)
     words = "equivalent" if same < 0.05 else "neither different nor shown to be equivalent"
     return ["## Which ingredient matters", TRIAL, *headed("trial.json", file, rows),
-            "Seconds are of a machine with other work; both lived on it in turn. Two one-sided "
+            "The plain weeks are of an earlier commit, the whole ones were lived again (each row of the file "
+            "names its own); seconds are of a machine with other work, at other hours. Two one-sided "
             f"tests against a margin of {short(str(tables.MARGIN))} of ACC, said before the plain "
             f"night had lived: p = {short(f'{same:.3f}')}, {words}.",
             INGREDIENTS, *headed("ingredients.json", parts, tables.ablations(parts)),
