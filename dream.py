@@ -61,8 +61,9 @@ def views_of(passages, marks, rng, n=VIEWS):
 def write(teacher, marks, n, writer=True, random_expert=False):
     """Unique dreams [(passage, question, answer)], n documents for each view of each passage.
 
-    writer: the expert that has learnt to dream (`rest_em`), once there is one, is awake in every
-    second view. Alone it would soon ask only what was rewarded; the others ask as before (ours).
+    writer: the expert that has learnt to dream (`rest_em`), once there is one, is awake in the
+    first view of each passage. In the other the self asks as before (ours): a writer alone would
+    soon ask only what was rewarded.
     random_expert: half of the views also wake an old one, picked at random ([S] 3.4, synthesis).
     The gates of earlier nights are shut: an older memory would answer for what is read here.
     """
@@ -70,8 +71,8 @@ def write(teacher, marks, n, writer=True, random_expert=False):
     always, awake = torch.zeros(rows, dtype=torch.long, device=device), dict(teacher.awake)
     awake = {level: (always + expert, always) for level, expert in awake.items()}
     if writer and model.n_experts(TRIAL):
-        every_second = -(torch.arange(rows, device=device) % VIEWS)             # 0: it; < 0: nobody
-        awake[TRIAL] = (every_second, always)
+        view = torch.arange(rows, device=device) % VIEWS
+        awake[TRIAL] = (-view, always)                                  # 0: the writer; < 0: none
     if random_expert and FAST not in awake and (old := model.n_experts(FAST)):
         awake[FAST] = (torch.randint(-old, old, (rows,), device=device), always)    # < 0: none
     prompts = [[*view, *marks.ask] for view in teacher.readings]

@@ -207,14 +207,14 @@ night without dreaming keep as much. What is missing is never forgotten (each la
 every morning): it was not learnt in its own night, out of the language more than into it.
 
 **A writer alone can harm.** As [S] has it, the writer dreams everything: rewarded mostly for single
-words, it asks, in two of three seeds, for no sentence out of the language any more from the third or
-fourth night on, and what is not asked is not learnt (*writer alone*; the last table counts it: of
-the dreams that the notes of a night hold, those that ask for a sentence out of the language). Three
-seeds do not make the mean certain; these lives are of an earlier commit, in which `dream.write` did
-so. Since then the writer is awake in every second view only: first tried on seeds 5 and 6; seeds 2
-and 3 had not been seen.
-Without on-policy steps or imitation no less survives three nights (older nights). The search for a
-regime in which these parts matter (`--search`) is not run.
+words (`log.jsonl` of these lives; not in the file), it asks, in two of three seeds, for no sentence
+out of the language any more from the third or fourth night on, and what is not asked is not learnt
+(*writer alone*; the last table counts it: of the dreams that the notes of a night hold, those that
+ask for a sentence out of the language). Three seeds do not make the mean certain; these lives are
+of an earlier commit, in which `dream.write` did so. Since then the writer is awake in one of two
+views only: first tried on seeds 5 and 6; seeds 2 and 3 had not been seen. Without on-policy steps
+or imitation no less survives three nights (older nights). The search for a regime in which these
+parts matter (`--search`) is not run.
 """
 
 
@@ -309,7 +309,8 @@ TRIAL = """
 **The simplest night.** *gate+sft*, the default night: a new expert, the gate, the self's own
 quizzes, labels. *sleep*, the whole night of the paper (`--paper`): the same expert, gate, quizzes,
 optimiser, mishearing and steps, but the teacher's distribution, on-policy steps, imitation, dreams
-tried on copies. Five seeds that nobody had tuned on, a week each, from the same bases.
+tried on copies. Five seeds, a week each, from the same bases; on none of them these parts were tuned
+(weeks of 9 to 11 were looked at while gate and names were mended).
 """
 INGREDIENTS = """
 **One ingredient away at a time**, by the present nights, from bases of the trial, paired by seed.
@@ -324,15 +325,16 @@ READ = """
 *What we read in it.* **The gate**: without it, one expert awake everywhere, a night does so much
 harm that most are undone. With it but without new experts (*one expert*) each morning knows its day
 and the days before are lost; with new experts but all of them awake (*open router*) a third of the
-new and nearly all of the old is lost. Neither alone is a night. **Replay** matters without a gate
-only: without both every night is undone. **Forward, not reverse, KL**: reverse hardly starts.
+new and nearly all of the old is lost. Neither alone is a night. **Replay** is for nights without a
+gate: without both every night is undone. **Forward, not reverse, KL**: reverse hardly starts.
 **Labels or distributions**: nothing between them. **On-policy steps** take the place of steps on
 the teacher's answers, and a night that has learnt half misses those: all on-policy is worst.
 **Imitation** with more weight or another judge: nothing, though its reward differs among rollouts.
-**Dreams**: where 24 must do, those that the reading self holds true are twice as good as any; the
-gradient adds nothing to that, and its norm is no better than chance. A random expert beside the
-router, the writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm. Of two or
-three seeds little is certain after a correction over so many differences; the table says what.
+**Dreams**: where 24 must do, those that the reading self holds true came out twice as good as any;
+the gradient added nothing to that, and its norm was no better than chance. A random expert beside
+the router, the writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm. Of
+two or three seeds little is certain after a correction over so many differences; the table says
+what.
 """
 
 
@@ -342,8 +344,8 @@ def trial(files):
     rows, same = tables.plain_rival(file)
     words = "equivalent" if same < 0.05 else "neither different nor shown to be equivalent"
     return ["## Which ingredient matters", TRIAL, *headed("trial.json", file, rows),
-            "The plain weeks are of an earlier commit, the whole ones were lived again (each row of the file "
-            "names its own); seconds are of a machine with other work, at other hours. Two one-sided "
+            "The plain weeks are of an earlier commit, the whole ones were lived again (each row of the "
+            "file names its own); seconds are of a machine with other work, at other hours. Two one-sided "
             f"tests against a margin of {short(str(tables.MARGIN))} of ACC, said before the plain "
             f"night had lived: p = {short(f'{same:.3f}')}, {words}.",
             INGREDIENTS, *headed("ingredients.json", parts, tables.ablations(parts)),

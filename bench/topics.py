@@ -38,6 +38,7 @@ SHOWN = ["final", "gate_alone", "experts_alone", "old_before", "old_after", "ACC
 
 
 def words_of(o, seed):
+    """The flags of sleep.py that make this life."""
     return [f"--data={o.data}", f"--data_dir={os.path.abspath(o.data_dir)}", f"--seed={seed}",
             f"--world_seed={seed}", "--contrast=0", "--threads=1", f"--pretrain_steps={STEPS}"]
 
@@ -96,8 +97,9 @@ def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME)
     classes.EXAM, name = o.split, o.data + " sealed" * (o.split == "sealed")
     path = os.path.join(stats.RESULTS, "topics.json")
-    runs = []
-    for seed in flags.numbers(o.seeds, "seeds", NAME):
+    runs, seeds = [], flags.numbers(o.seeds, "seeds", NAME)
+    print(f"{len(seeds)} lives: expect about {15 * len(seeds)} minutes of a CPU thread", flush=True)
+    for seed in seeds:
         runs.append(result(o, seed))
         command = (f"python bench/topics.py --data={o.data} --data_dir=FOLDER --split={o.split} "
                    f"--seeds={o.seeds}")

@@ -117,15 +117,15 @@ def test_who_is_awake_while_writing(monkeypatch):
     variants.writer_alone(teacher._replace(awake={}), MARKS, 1)
     awake = [call[2] for call in calls]
     assert awake.pop() == {TRIAL: ([0] * rows, [0] * rows)}
-    zeros, every_second = [0] * rows, [0, -1] * (rows // 2)        # the writer, and nobody
-    assert awake[0] == {TRIAL: (every_second, zeros)} and awake[1] == {}
+    zeros, first_view = [0] * rows, [0, -1] * (rows // 2)        # the writer, and nobody
+    assert awake[0] == {TRIAL: (first_view, zeros)} and awake[1] == {}
     assert set(awake[2]) == {TRIAL, FAST} and set(awake[2][FAST][0]) <= {-3, -2, -1, 0, 1, 2}
     assert awake[2][FAST][1] == zeros
     day = Day([[[11]]] * 20, [])
     dream.write(seed.hold(model, day, MARKS), MARKS, 1, random_expert=True)
     half = calls[-1][2][FAST][0]
     assert min(half) < 0 <= max(half) <= 2                          # beside those without
-    assert awake[3] == {TRIAL: (every_second, zeros), FAST: ([2] * rows, zeros)}    # studied the day
+    assert awake[3] == {TRIAL: (first_view, zeros), FAST: ([2] * rows, zeros)}    # studied the day
 
 
 def test_memories_are_asked_of_each_expert_awake_from_the_first_word(monkeypatch):
