@@ -4,7 +4,8 @@ imitation and dreaming matter where an answer is a whole sentence?
 
     python bench/skills.py                 all lives x 5 seeds -> bench/results/skills.json
     python bench/skills.py --nights=2      shorter lives: two languages, one night after another
-    python bench/skills.py --search        seeds 31 and 32: regimes, every one of them is stored
+    python bench/skills.py --search --nights=2          seeds 31 and 32: regimes, and the rates of
+                                           rivals; every one of them is stored
     python bench/skills.py --quick         bases, lives, file and table in seconds; a self so small
                                            cannot read, so its nights are undone
 
@@ -26,7 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import sleep                                                         # noqa: E402
 from bench import stats                                              # noqa: E402
-from bench.ablations import begun, constants, quiet                  # noqa: E402
+from bench.ablations import RATES, RIVALS, begun, constants, quiet   # noqa: E402
 from data import exam, flags, store                                  # noqa: E402
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
@@ -40,12 +41,21 @@ LIVES = {  # name: flags and constants of a life
     "half on-policy": ["--on_policy=0.5"], "all on-policy, late": ["--on_policy=1"],
     "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }
+RIVAL = {"gate+lora": 0.09, "gate+cartridge": 0.3, "gate+sdft": 0.36}     # best rates of --search
+LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
     "few exercises": ["--quizzes=1", "seed.USUAL=2"],
     "few exercises, half on-policy": ["--quizzes=1", "seed.USUAL=2", "--on_policy=0.5"],
     "short nights": ["--seed_steps=120"],
     "short nights, early on-policy": ["--seed_steps=120", "--on_policy=0.5", "seed.LATE=0.3"],
     "hot exercises": ["--quizzes=1", "seed.USUAL=2", "dream.TEMPERATURE=1.2"],
+}
+PLAIN = {  # --search: what could make the default night's mornings better
+    "gate+sft": LIVES["gate+sft"],
+    "gate+sft, twice the steps": [*LIVES["gate+sft"], "--seed_steps=900"],
+    "gate+sft, twice the exercises": [*LIVES["gate+sft"], "--quizzes=8"],
+    "gate+sft, twice both": [*LIVES["gate+sft"], "--seed_steps=900", "--quizzes=8"],
+    "gate+sft, rank 32": [*LIVES["gate+sft"], "--rank=32"],
 }
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
@@ -67,12 +77,14 @@ SMALL = ["--n_layer=2", "--n_embd=64", "--pretrain_steps=40", "--quizzes=1", "--
 
 
 def searched():
-    """{name: flags and constants} of --search: each regime, and each with a part taken away."""
-    found = {}
+    """{name: flags and constants} of --search: each regime, and each with a part taken away; the
+    plain night with more of a thing; rivals at every rate."""
+    found = dict(PLAIN)
     for regime, words in REGIMES.items():
         found[regime] = words
         found |= {f"{part} ({regime})": words + more for part, more in PARTS.items()}
-    return found
+    return found | {f"{name} {rate}": [*RIVALS[name], f"seed.LR={rate}"]
+                    for name in RIVAL for rate in RATES[name]}
 
 
 def against(name):
@@ -80,6 +92,8 @@ def against(name):
     regime = name.partition(" (")[2].rstrip(")")
     if regime:
         return regime
+    if name in PLAIN or name.partition(" ")[0] in RIVAL:
+        return "gate+sft" if name != "gate+sft" else "sleep"
     return None if name in {"sleep", "none", "sft", *REGIMES} else "sleep"
 
 
@@ -113,7 +127,7 @@ def parse(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME, QUICK)
     o.seeds = flags.numbers(o.seeds, "seeds", NAME)
     if o.search:
-        o.seeds = sorted(SEARCHED)
+        o.seeds = [s for s in o.seeds if s in SEARCHED] or sorted(SEARCHED)
     elif SEARCHED & set(o.seeds):
         flags.fail("--seeds: 31 and 32 are for --search alone", NAME)
     o.lives = searched() if o.search else LIVES
@@ -122,8 +136,9 @@ def parse(argv):
         if name not in o.lives:
             flags.fail(f"--only: there is no {name!r}; lives: {', '.join(o.lives)}", NAME)
     o.names = [n for n in o.lives if n in names or n in {against(name) for name in names}]
-    if o.quick and o.result == FLAGS["result"][0]:
-        o.result = os.path.join(o.work, "quick.json")
+    if o.result == FLAGS["result"][0] and (o.quick or o.search):
+        where, file = (o.work, "quick") if o.quick else (stats.RESULTS, "skills-search")
+        o.result = os.path.join(where, f"{file}.json")
     return o
 
 

@@ -202,8 +202,12 @@ def test_chrf_by_hand():
 
 def test_each_life_of_the_search_is_compared_with_its_regime_and_seeds_are_kept_apart(capsys):
     found = skills.searched()
-    assert set(map(skills.against, found)) == {None, *skills.REGIMES}
-    assert len(found) == len(skills.REGIMES) * (1 + len(skills.PARTS))
+    tries = [f"{name} {rate}" for name in skills.RIVAL for rate in skills.RATES[name]]
+    assert set(map(skills.against, found)) == {None, "sleep", "gate+sft", *skills.REGIMES}
+    assert set(found) == {*skills.PLAIN, *skills.REGIMES, *tries, *(
+        f"{part} ({regime})" for part in skills.PARTS for regime in skills.REGIMES)}
+    assert {skills.against(name) for name in tries} == {"gate+sft"}
+    assert f"seed.LR={skills.RATES['gate+lora'][0]}" in found[tries[0]], "each at its own rate"
     assert [skills.against(n) for n in ("sleep", "none", "no dreaming")] == [None, None, "sleep"]
     for words in ("--seeds=31", "--only=slep", "--nights=0"):
         with pytest.raises(SystemExit):
@@ -211,6 +215,8 @@ def test_each_life_of_the_search_is_compared_with_its_regime_and_seeds_are_kept_
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert skills.parse(["--only=no dreaming"]).names == ["sleep", "no dreaming"]
     assert skills.parse(["--search"]).seeds == [31, 32]
+    assert skills.parse(["--search", "--seeds=32"]).seeds == [32]
+    assert skills.parse(["--search"]).result.endswith("skills-search.json")
 
 
 def test_a_table_pairs_by_seed():
