@@ -38,24 +38,24 @@ LIVES = {  # name: flags and constants of a life
     "gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
     "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"],
     "writer alone": ["dream.write=variants.writer_alone"],
-    "half on-policy": ["--on_policy=0.5"], "all on-policy, late": ["--on_policy=1"],
+    "half on-policy": ["--on_policy=0.5"], "all on-policy late": ["--on_policy=1"],
     "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }
 RIVAL = {"gate+lora": 0.09, "gate+cartridge": 0.3, "gate+sdft": 0.36}     # best rates of --search
 LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
     "few exercises": ["--quizzes=1", "seed.USUAL=2"],
-    "few exercises, half on-policy": ["--quizzes=1", "seed.USUAL=2", "--on_policy=0.5"],
+    "few exercises half on-policy": ["--quizzes=1", "seed.USUAL=2", "--on_policy=0.5"],
     "short nights": ["--seed_steps=120"],
-    "short nights, early on-policy": ["--seed_steps=120", "--on_policy=0.5", "seed.LATE=0.3"],
+    "short nights early on-policy": ["--seed_steps=120", "--on_policy=0.5", "seed.LATE=0.3"],
     "hot exercises": ["--quizzes=1", "seed.USUAL=2", "dream.TEMPERATURE=1.2"],
 }
 PLAIN = {  # --search: what could make the default night's mornings better
     "gate+sft": LIVES["gate+sft"],
-    "gate+sft, twice the steps": [*LIVES["gate+sft"], "--seed_steps=900"],
-    "gate+sft, twice the exercises": [*LIVES["gate+sft"], "--quizzes=8"],
-    "gate+sft, twice both": [*LIVES["gate+sft"], "--seed_steps=900", "--quizzes=8"],
-    "gate+sft, rank 32": [*LIVES["gate+sft"], "--rank=32"],
+    "gate+sft twice the steps": [*LIVES["gate+sft"], "--seed_steps=900"],
+    "gate+sft twice the exercises": [*LIVES["gate+sft"], "--quizzes=8"],
+    "gate+sft twice both": [*LIVES["gate+sft"], "--seed_steps=900", "--quizzes=8"],
+    "gate+sft rank 32": [*LIVES["gate+sft"], "--rank=32"],
 }
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}

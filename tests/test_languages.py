@@ -206,6 +206,7 @@ def test_each_life_of_the_search_is_compared_with_its_regime_and_seeds_are_kept_
     assert set(map(skills.against, found)) == {None, "sleep", "gate+sft", *skills.REGIMES}
     assert set(found) == {*skills.PLAIN, *skills.REGIMES, *tries, *(
         f"{part} ({regime})" for part in skills.PARTS for regime in skills.REGIMES)}
+    assert not any("," in name for name in (*found, *skills.LIVES)), "--only parts them by commas"
     assert {skills.against(name) for name in tries} == {"gate+sft"}
     assert f"seed.LR={skills.RATES['gate+lora'][0]}" in found[tries[0]], "each at its own rate"
     assert [skills.against(n) for n in ("sleep", "none", "no dreaming")] == [None, None, "sleep"]
