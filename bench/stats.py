@@ -43,7 +43,8 @@ def there(path):
 def provenance(command):
     """What every result file says of itself: {"command", "commit", "date", "versions", "threads"}.
 
-    commit: of the working copy, "+changes" behind it if files differ from it, None without git.
+    commit: of the working copy, "+changes" behind it if files other than results differ from it,
+    None without git.
     threads: None where torch has not been imported.
     """
     torch = sys.modules.get("torch")
@@ -64,7 +65,8 @@ def commit(folder=ROOT):
         if not top or not os.path.samefile(top, folder):             # inside a foreign checkout
             return None
         name = git("rev-parse", "--short", "HEAD")
-        return name + "+changes" if name and git("status", "--porcelain", "-uno") else name
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!bench/results")
+        return name + "+changes" if name and changed else name
     except OSError:
         return None
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,23 @@ def test_provenance_names_command_commit_and_date(tmp_path):
     assert said["command"] == "python bench/x.py" and "python" in said["versions"]
     assert said["commit"] is None or re.fullmatch(r"[0-9a-f]+(\+changes)?", said["commit"])
     assert stats.commit(str(tmp_path)) is None                       # not the top of a checkout
+
+
+def test_a_commit_has_changes_when_code_differs_not_when_results_do(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
+                       check=True, capture_output=True)
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    for file in (results / "x.json", tmp_path / "model.py"):
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (results / "x.json").write_text("2")
+    assert "+" not in stats.commit(str(tmp_path))
+    (tmp_path / "model.py").write_text("2")
+    assert stats.commit(str(tmp_path)).endswith("+changes")
 
 
 # --------------------------------------------------------------------------------------------------

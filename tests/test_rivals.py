@@ -289,20 +289,20 @@ def test_functions_are_in_anothers_place_inside_and_at_home_outside():
 
 
 def test_the_search_takes_the_rate_of_the_best_mean_over_the_longest_tries():
-    low, middle, high = A.RATES["gate+lora"]
+    low, middle, high = A.RATES["gate+cartridge"]
 
-    def row(rate, seed_, acc, nights=7, life="gate+lora"):
+    def row(rate, seed_, acc, nights=7, life="gate+cartridge"):
         return {"life": life, "seed": seed_, "rate": rate, "nights": nights, "ACC": acc,
                 "recall": acc}
     file = {"search": [row(low, 31, 1.0, 2), row(middle, 31, 0.7), row(middle, 32, 0.7),
                        row(high, 31, 0.9), row(high, 32, 0.6)]}
-    assert A.best(file, "gate+lora") == high
+    assert A.best(file, "gate+cartridge") == high
     assert A.best(file, "gate+sdft") == A.RATES["gate+sdft"][1]
-    o = A.parse(["--only=gate+lora", "--validation=31", "--horizon=2", "--search"])
-    assert A.untried(o, file) == [("gate+lora", 31, middle), ("gate+lora", 31, high)]
-    words, changed = A.words_of("gate+lora", 31, o, high)
+    o = A.parse(["--only=gate+cartridge", "--validation=31", "--horizon=2", "--search"])
+    assert A.untried(o, file) == [("gate+cartridge", 31, middle), ("gate+cartridge", 31, high)]
+    words, changed = A.words_of("gate+cartridge", 31, o, high)
     assert "--days=2" in words and f"seed.LR={high}" in changed
-    assert "--days=7" in A.words_of("gate+lora", 3, o)[0]
+    assert "--days=7" in A.words_of("gate+cartridge", 3, o)[0]
     assert f"seed.MLP_LR={A.RATES['sparse'][1]}" in A.words_of("sparse", 3, o)[1]
     with pytest.raises(SystemExit):
         A.parse(["--seeds=31,1"])
