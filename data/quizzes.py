@@ -25,8 +25,8 @@ class RestlessNight(ValueError):
 def pack(pairs, device):
     """[(passage, question ids, answer ids)] -> Quizzes."""
     ids, length = pad_rows([[*q, *a] for _, q, a in pairs], device)
-    start = torch.tensor([len(q) for _, q, _ in pairs], device=device)
-    passage = torch.tensor([p for p, _, _ in pairs], device=device)
+    start = torch.tensor([len(q) for _, q, _ in pairs], dtype=torch.long, device=device)
+    passage = torch.tensor([p for p, _, _ in pairs], dtype=torch.long, device=device)
     return Quizzes(ids, start, length, passage)
 
 

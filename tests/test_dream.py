@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 import dream
 import seed
 from bench import variants
-from data.quizzes import (answer_mask, closed_book, pack, question_mask, split_questions, take,
-                          unpack)
+from data.quizzes import (answer_mask, closed_book, join, pack, question_mask, split_questions,
+                          take, unpack)
 from data.text import Day
 from model import FAST, TRIAL
 from tests.small import MARKS, V, close, expand, little, same_state
@@ -55,7 +55,7 @@ def test_what_is_well_formed_is_found_whatever_stands_around_it(pairs, noise):
 def test_unpack_is_the_inverse_of_pack(pairs):
     pairs = [(p, q, a) for p, (q, a) in pairs]
     z = packed(pairs)
-    assert unpack(z) == pairs
+    assert unpack(z) == pairs == unpack(join(z, packed([])))        # numbers stay whole ones
     some = list(range(0, len(pairs), 2))
     assert unpack(take(z, some)) == [pairs[i] for i in some]
     assert unpack(take(z, torch.tensor([i % 2 == 0 for i in range(len(pairs))]))) == \
