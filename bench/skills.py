@@ -59,7 +59,8 @@ PLAIN = {  # --search: what could make the default night's mornings better
 }
 PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
          "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
-SEARCHED = {31, 32}                     # seeds of --search; no table shows them beside others
+SEARCHED = {31, 32}                     # seeds of --search, which may take 1, too; no table shows
+                                        # them beside others
 STEPS, NIGHT = 1600, 450                # of pretraining; of a night, unless a life says otherwise
 WAYS = "into", "from"                   # kinds of the exam: into the language, out of it
 FLAGS = {
@@ -127,7 +128,7 @@ def parse(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME, QUICK)
     o.seeds = flags.numbers(o.seeds, "seeds", NAME)
     if o.search:
-        o.seeds = [s for s in o.seeds if s in SEARCHED] or sorted(SEARCHED)
+        o.seeds = [s for s in o.seeds if s in {1, *SEARCHED}] or sorted(SEARCHED)
     elif SEARCHED & set(o.seeds):
         flags.fail("--seeds: 31 and 32 are for --search alone", NAME)
     o.lives = searched() if o.search else LIVES
