@@ -44,11 +44,12 @@ LIVES = {  # name: flags and constants of a life
 RIVAL = {"gate+lora": 0.09, "gate+cartridge": 0.3, "gate+sdft": 0.36}     # best rates of --search
 LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
-    "few exercises": ["--quizzes=1", "seed.USUAL=2"],
-    "few exercises half on-policy": ["--quizzes=1", "seed.USUAL=2", "--on_policy=0.5"],
+    "few exercises": ["--quizzes=1"],
     "short nights": ["--seed_steps=120"],
     "short nights early on-policy": ["--seed_steps=120", "--on_policy=0.5", "seed.LATE=0.3"],
-    "hot exercises": ["--quizzes=1", "seed.USUAL=2", "dream.TEMPERATURE=1.2"],
+    "few exercises half on-policy": ["--quizzes=1", "--on_policy=0.5"],
+    "hot exercises": ["--quizzes=1", "dream.TEMPERATURE=1.2"],
+    "hardly any exercises": ["--quizzes=1", "seed.USUAL=2"],
 }
 PLAIN = {  # --search: what could make the default night's mornings better
     "gate+sft": LIVES["gate+sft"],
