@@ -132,8 +132,8 @@ def parse(argv):
         o.seeds = [s for s in o.seeds if s in {1, *SEARCHED}] or sorted(SEARCHED)
     elif SEARCHED & set(o.seeds):
         flags.fail("--seeds: 31 and 32 are for --search alone", NAME)
-    o.lives = searched() if o.search else LIVES
-    names = o.only.split(",") if o.only else list(o.lives)
+    o.lives = searched() if o.search else LIVES | searched() | LIVES
+    names = o.only.split(",") if o.only else list(o.lives if o.search else LIVES)
     for name in names:
         if name not in o.lives:
             flags.fail(f"--only: there is no {name!r}; lives: {', '.join(o.lives)}", NAME)

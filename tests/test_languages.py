@@ -215,6 +215,9 @@ def test_each_life_of_the_search_is_compared_with_its_regime_and_seeds_are_kept_
             skills.parse([words])
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert skills.parse(["--only=no dreaming"]).names == ["sleep", "no dreaming"]
+    assert skills.parse([]).names == list(skills.LIVES)
+    found = skills.parse(["--only=gate+sft (few exercises)"]).names   # on fresh seeds, too
+    assert found == ["few exercises", "gate+sft (few exercises)"]
     assert skills.parse(["--search"]).seeds == [31, 32]
     assert skills.parse(["--search", "--seeds=32"]).seeds == [32]
     assert skills.parse(["--search"]).result.endswith("skills-search.json")
