@@ -66,7 +66,7 @@ RIVALS = {  # one thing differs from gate+sft: what learns, or what it learns fr
     "sparse": [*SAME, "--expand=0", "--replay=0", "seed.distil=rivals.sparse"]}    # has no gate
 RATES = {  # that are searched, of seed.LR; the middle one where nobody has searched
     **dict.fromkeys(["gate+lora", "gate+lora KL"], (0.045, 0.09, 0.18, 0.36)),
-    "gate+cartridge": (0.1, 0.3, 1.0), "gate+sdft": (0.18, 0.36, 0.72, 1.44),
+    "gate+cartridge": (0.1, 0.3, 1.0), "gate+sdft": (0.09, 0.18, 0.36, 0.72),
     "sparse": (0.002, 0.006, 0.018)}
 APART = exam.APART | {"false_unknown"}
 WARM = ["seed.LATE=0.3"]            # on-policy steps begin after three tenths of a night
