@@ -187,10 +187,31 @@ def skill_gaps(file):
     """Each life against the whole night, in the longest lives of fresh seeds, paired by seed."""
     many = max(len(run["R"]) for run in file["runs"])
     lives = grouped([r for r in file["runs"] if len(r["R"]) == many and r["seed"] != 1], "life")
-    names = [name for name in lives if name != "sleep"]
+    names = [name for name in lives if name != "sleep"]            # no regime is lived so long
     gaps = stats.corrected([minus(lives[name], lives["sleep"], "ACC") for name in names])
     return table([f"{many} nights", "ACC minus `sleep`", "p, Holm", "this life is"],
                  [[name, *told(gap)] for name, gap in zip(names, gaps)])
+
+
+def regime_gaps(file):
+    """Each life of a regime with a part taken away, "no dreaming (few exercises)", against the
+    regime with all parts, paired by seed; "" where no regime was lived on fresh seeds."""
+    lives = grouped([r for r in file["runs"] if r["seed"] != 1], "life")
+    pairs = [(name, name.partition(" (")[2].rstrip(")")) for name in lives if " (" in name]
+    if not pairs:
+        return ""
+    gaps = stats.corrected([minus(lives[name], lives[regime], "ACC") for name, regime in pairs])
+    return table(["life", "ACC minus the regime's", "p, Holm", "this life is"],
+                 [[name, *told(gap)] for (name, _), gap in zip(pairs, gaps)])
+
+
+def skills_tried(file):
+    """Every life of the search of bench/skills.py: a line each."""
+    rows = [[run["life"], run["seed"], len(run["R"]), short(f"{run['ACC']:.3f}"),
+             *(short(f"{x:.2f}") for x in (mean(run["in_context"]),
+                                           *(way["exact"] for way in run["final"].values()),
+                                           run["old_after"]))] for run in file["runs"]]
+    return table(["life", "seed", "nights", "ACC", "read", "into", "from", "old"], rows)
 
 
 def out_of(file):

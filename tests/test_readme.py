@@ -60,6 +60,25 @@ def test_the_ingredients_it_quotes():
     assert f"{m:.2f} ± {half:.2f}".replace("0.", ".").replace("-", "−") in row
 
 
+def test_the_regime_and_the_rivals_it_quotes():
+    def row(start):
+        return next(line for line in TEXT.splitlines() if line.startswith(start))
+    few = [r for r in json.loads((RESULTS / "skills.json").read_text())["runs"] if len(r["R"]) == 2]
+    few = stats.by_life({"runs": [r for r in few if r["seed"] != 1]})
+    for name in ("few exercises", "gate+sft (few exercises)", "no dreaming (few exercises)"):
+        acc = mean(run["ACC"] for run in few[name].values())
+        assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
+    gaps = [tables.minus(few[f"{part} (few exercises)"], few["few exercises"], "ACC")
+            for part in ("gate+sft", "no dreaming")]
+    m, half = stats.interval([-d for d in gaps[0]])
+    assert f"+{m:.3f} ± {half:.3f}".replace("0.", ".") in row("| Skills?")
+    assert f"p = {stats.corrected(gaps)[0][1]:.2f}".replace("0.", ".") in row("| Skills?")
+    arms = stats.by_life(json.loads((RESULTS / "arms.json").read_text()))
+    for name, digits in (("gate+lora", 3), ("gate+sdft", 2)):
+        acc = mean(run["ACC"] for run in arms[name].values())
+        assert f" {acc:.{digits}f}".replace("0.", ".") in row("| Does a plain rival"), (name, acc)
+
+
 def test_the_trial_it_quotes():
     found = stats.by_life(json.loads((RESULTS / "trial.json").read_text()))
     gap = stats.gap(stats.differences(found, "gate+sft"))
