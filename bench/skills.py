@@ -41,7 +41,8 @@ LIVES = {  # name: flags and constants of a life
     "half on-policy": ["--on_policy=0.5"], "all on-policy late": ["--on_policy=1"],
     "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }
-RIVAL = {"gate+lora": 0.18, "gate+cartridge": 0.3, "gate+sdft": 0.18}    # as arms.json found, elsewhere
+# at the rates of arms.json, which are the best on people, not searched on languages
+RIVAL = {"gate+lora": 0.18, "gate+cartridge": 0.3, "gate+sdft": 0.18}
 LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
     "few exercises": ["--quizzes=1"],
