@@ -68,8 +68,9 @@ def test_the_regime_and_the_rivals_it_quotes():
     for name in ("few exercises", "gate+sft (few exercises)", "no dreaming (few exercises)"):
         acc = mean(run["ACC"] for run in few[name].values())
         assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
-    gaps = [tables.minus(few[f"{part} (few exercises)"], few["few exercises"], "ACC")
-            for part in ("gate+sft", "no dreaming")]
+    pairs = [(name, name.partition(" (")[2].rstrip(")")) for name in few if " (" in name]
+    gaps = [tables.minus(few[name], few[regime], "ACC") for name, regime in pairs]
+    assert pairs[0] == ("gate+sft (few exercises)", "few exercises")
     m, half = stats.interval([-d for d in gaps[0]])
     assert f"+{m:.3f} ± {half:.3f}".replace("0.", ".") in row("| Skills?")
     assert f"p = {stats.corrected(gaps)[0][1]:.2f}".replace("0.", ".") in row("| Skills?")
