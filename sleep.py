@@ -65,7 +65,7 @@ def main(argv):
     if a.contrast and a.method == "sleep":
         lives += [(name, os.path.join(a.out_dir, name)) for name in flags.BESIDE]
     summaries = [live(a, name, base, data, folder, seconds) for name, folder in lives]
-    diary.report(summaries, a)
+    diary.report(summaries, a, data)
 
 
 DATA = {"world": world.load, "text": textfiles.load, "languages": languages.load,

@@ -242,8 +242,8 @@ def opens(model, data, picked):
 # --------------------------------------------------------------------------------------------------
 # The end of a run
 
-def report(summaries, a):
-    """What a person wants to see at the end of a run."""
+def report(summaries, a, data):
+    """What a person wants to see at the end of a run, and a question about the first day."""
     first = summaries[0]
     exam.show(first["R"], first["method"])
     exam.show_kinds(first["kinds"])
@@ -252,6 +252,9 @@ def report(summaries, a):
         spent = s["seconds"]["total"] - s["seconds"]["pretrain"]
         shares = exam.column(s["recall"]) + exam.column(s["ACC"]) + exam.column(s["BWT"], "+8.3f")
         print(f"{s['method']:8}{shares}{s['params_after']:12,}{spent:9.1f}")
+    told = [x.question.strip() for x in data.exams(0, len(data.days) - 1)
+            if not x.context and x.kind not in exam.APART]
+    ask = flags.pasted(out_dir=a.out_dir, ask=min(told, key=len, default="..."))
     path, look = (os.path.join(a.out_dir, name) for name in ("summary.json", page.NAME))
     print(f"\n{path} has the numbers. See it in a browser:\n  {look}\nAsk it yourself:\n"
-          f"  python sleep.py {flags.pasted(out_dir=a.out_dir, ask='Where does Ada Bram live?')}")
+          f"  python sleep.py {ask}")

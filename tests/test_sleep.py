@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 import dream
 import seed
 import sleep
-from data import asking, exam, gate, store, world
+from data import asking, exam, flags, gate, store, world
 from data.text import Day, Item, sentences
 from model import GPT
 from tests.small import ENV, MARKS, PYTHON, ROOT
@@ -78,7 +79,10 @@ def test_a_tiny_life_writes_what_it_promises(tiny):
         nights = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [n["night"] for n in nights] == [1, 2] and all("recall" in n and "old" in n
                                                               for n in nights)
-    assert "night   1" in said and "ACC" in said and "--ask=" in said
+    assert "night   1" in said and "ACC" in said
+    ask = next(line for line in said.splitlines() if "--ask=" in line)
+    told = world.load(flags.parse(TINY)).exams(0, 1)                # somebody it was told of
+    assert shlex.split(ask)[-1] in {f"--ask={x.question.strip()}" for x in told}
     assert "Expect about" in said and max(map(len, said.replace(str(out), "out").splitlines())) <= 80
 
 
