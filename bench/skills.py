@@ -27,15 +27,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import sleep                                                         # noqa: E402
 from bench import stats                                              # noqa: E402
-from bench.ablations import RATES, RIVALS, begun, constants, quiet   # noqa: E402
+from bench.ablations import RATES, RIVALS, SAME, begun, constants, quiet  # noqa: E402
 from data import exam, flags, store                                  # noqa: E402
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 NAME = "skills.py"
-LABELS = ["--divergence=sft", "--on_policy=0"]
 LIVES = {  # name: flags and constants of a life
     "sleep": [], "none": ["--method=none"], "sft": ["--method=sft"],
-    "gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
+    "gate+sft": SAME, "no on-policy steps": ["--on_policy=0"],
     "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"],
     "writer alone": ["dream.write=variants.writer_alone"],
     "half on-policy": ["--on_policy=0.5"], "all on-policy late": ["--on_policy=1"],
@@ -59,8 +58,7 @@ PLAIN = {  # --search: what could make the default night's mornings better
     "gate+sft twice both": [*LIVES["gate+sft"], "--seed_steps=900", "--quizzes=8"],
     "gate+sft rank 32": [*LIVES["gate+sft"], "--rank=32"],
 }
-PARTS = {"gate+sft": [*LABELS, "--dream=0"], "no on-policy steps": ["--on_policy=0"],
-         "no imitation": ["--imitate=0"], "no dreaming": ["--dream=0"]}
+PARTS = {k: LIVES[k] for k in ("gate+sft", "no on-policy steps", "no imitation", "no dreaming")}
 SEARCHED = {31, 32}                     # seeds of --search, which may take 1, too; no table shows
                                         # them beside others
 STEPS, NIGHT = 1600, 450                # of pretraining; of a night, unless a life says otherwise
