@@ -382,7 +382,9 @@ use and dreams of old do not. Rates were searched over the nights that are lived
 whose nights take longest, two) on one validation seed, 31: the best of each lies inside its grid.
 The other seeds had not been seen by these rivals. *sdft* begins with a self that says "I do not
 know" and learns only from what it says itself; at other rates than .18 it knows less than a quarter
-of its quizzes in the end, and the night is undone, as any such night.
+of its quizzes in the end, and the night is undone, as any such night. *Cartridges* of three seeds
+keep .44, .85 and .98: where the first night learns .71 of its quizzes (the others .79 and .82), what
+is missing stays for the next, which has more to learn in as few keys, and no later night catches up.
 """
 
 

@@ -75,7 +75,7 @@ def test_the_regime_and_the_rivals_it_quotes():
     assert f"+{m:.3f} ± {half:.3f}".replace("0.", ".") in row("| Skills?")
     assert f"p = {stats.corrected(gaps)[0][1]:.2f}".replace("0.", ".") in row("| Skills?")
     arms = stats.by_life(json.loads((RESULTS / "arms.json").read_text()))
-    for name, digits in (("gate+lora", 3), ("gate+sdft", 2)):
+    for name, digits in (("gate+lora", 3), ("gate+cartridge", 2), ("gate+sdft", 2)):
         acc = mean(run["ACC"] for run in arms[name].values())
         assert f" {acc:.{digits}f}".replace("0.", ".") in row("| Does a plain rival"), (name, acc)
 
