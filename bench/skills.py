@@ -43,8 +43,12 @@ LIVES = {  # name: flags and constants of a life
 # at the rates of arms.json, which are the best on people, not searched on languages
 RIVAL = {"gate+lora": 0.18, "gate+cartridge": 0.3, "gate+sdft": 0.18}
 LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
+MORE = ["--quizzes=8"]                  # what the search found for the default night, and its rivals
+LIVES |= {"twice the exercises": MORE} | {
+    f"{name} (twice the exercises)": [*LIVES[name], *MORE] for name in ("gate+sft", *RIVAL)}
 REGIMES = {  # --search: in each of them the ingredients are taken away, one at a time
     "few exercises": ["--quizzes=1"],
+    "twice the exercises": MORE,
     "short nights": ["--seed_steps=120"],
     "short nights early on-policy": ["--seed_steps=120", "--on_policy=0.5", "seed.LATE=0.3"],
     "few exercises half on-policy": ["--quizzes=1", "--on_policy=0.5"],
@@ -54,7 +58,6 @@ REGIMES = {  # --search: in each of them the ingredients are taken away, one at 
 PLAIN = {  # --search: what could make the default night's mornings better
     "gate+sft": LIVES["gate+sft"],
     "gate+sft twice the steps": [*LIVES["gate+sft"], "--seed_steps=900"],
-    "gate+sft twice the exercises": [*LIVES["gate+sft"], "--quizzes=8"],
     "gate+sft twice both": [*LIVES["gate+sft"], "--seed_steps=900", "--quizzes=8"],
     "gate+sft rank 32": [*LIVES["gate+sft"], "--rank=32"],
 }

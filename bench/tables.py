@@ -187,7 +187,7 @@ def skill_gaps(file):
     """Each life against the whole night, in the longest lives of fresh seeds, paired by seed."""
     many = max(len(run["R"]) for run in file["runs"])
     lives = grouped([r for r in file["runs"] if len(r["R"]) == many and r["seed"] != 1], "life")
-    names = [name for name in lives if name != "sleep"]            # no regime is lived so long
+    names = [name for name in lives if name != "sleep"]
     gaps = stats.corrected([minus(lives[name], lives["sleep"], "ACC") for name in names])
     return table([f"{many} nights", "ACC minus `sleep`", "p, Holm", "this life is"],
                  [[name, *told(gap)] for name, gap in zip(names, gaps)])
@@ -198,6 +198,7 @@ def regime_gaps(file):
     regime with all parts, paired by seed; "" where no regime was lived on fresh seeds."""
     lives = grouped([r for r in file["runs"] if r["seed"] != 1], "life")
     pairs = [(name, name.partition(" (")[2].rstrip(")")) for name in lives if " (" in name]
+    pairs = [(name, regime) for name, regime in pairs if regime in lives]
     if not pairs:
         return ""
     gaps = stats.corrected([minus(lives[name], lives[regime], "ACC") for name, regime in pairs])
