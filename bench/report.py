@@ -331,23 +331,23 @@ Two or three whole nights know nearly everything: what harms shows there, what h
 others have room: *short nights* learn 160 steps, about half of what a night takes; *from a warm
 student* they have no on-policy steps, or .25, .5, all of those after three tenths of such a night;
 *all on-policy* gives imitation weight there (1 − alpha); *24 dreams* must do for a night, chosen by
-cosine × truth, the paper's gradient norm, truth alone, or by chance. Not every seed lived
-everything; what is compared is what both lived. *No expansion* takes nine minutes: one seed.
+cosine × truth, the paper's gradient norm, truth alone, or by chance. Five seeds; what is compared is
+what both lived. *No gate* has two seeds, *no expansion*, which takes nine minutes, one.
 """
 READ = """
 *What we read in it.* **The gate**: without it, one expert awake everywhere, a night does so much
 harm that most are undone. With it but without new experts (*one expert*) each morning knows its day
-and the days before are lost; with new experts but all of them awake (*open router*) a third of the
+and the days before are lost; with new experts but all of them awake (*open router*) two fifths of the
 new and nearly all of the old is lost. Neither alone is a night. **Replay** is for nights without a
 gate: without both every night is undone. **Forward, not reverse, KL**: reverse hardly starts.
 **Labels or distributions**: nothing between them. **On-policy steps** take the place of steps on
-the teacher's answers, and a night that has learnt half misses those: all on-policy is worst.
+the teacher's answers, and a night that has learnt half misses those: a quarter or a half of them
+costs as much, all of them most; each of the three lies below zero, none is certain after Holm.
 **Imitation** with more weight or another judge: nothing, though its reward differs among rollouts.
-**Dreams**: where 24 must do, those that the reading self holds true came out twice as good as any;
-the gradient added nothing to that, and its norm was no better than chance. A random expert beside
-the router, the writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm. Of
-two or three seeds little is certain after a correction over so many differences; the table says
-what.
+**Dreams**: where 24 must do, those that the reading self holds true come out nearly twice as good
+as any; what the gradient's cosine adds to that is not seen, and its norm, the paper's measure, is no
+better than chance: certainly worse than cosine × truth. A random expert beside the router, the
+writer: nothing; dreams learnt besides the quizzes: nothing, or a little harm.
 """
 
 
