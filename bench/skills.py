@@ -40,7 +40,7 @@ LIVES = {  # name: flags and constants of a life
     "half on-policy": ["--on_policy=0.5"], "all on-policy late": ["--on_policy=1"],
     "half the steps": ["--seed_steps=225"], "twice the steps": ["--seed_steps=900"],
 }
-# at the rates of arms.json, which are the best on people, not searched on languages
+# at the rates of arms.json, the best on people; on languages, too (skills-search.json, seed 1)
 RIVAL = {"gate+lora": 0.18, "gate+cartridge": 0.3, "gate+sdft": 0.18}
 LIVES |= {name: [*RIVALS[name], f"seed.LR={rate}"] for name, rate in RIVAL.items()}
 MORE = ["--quizzes=8"]                  # what the search found for the default night, and its rivals

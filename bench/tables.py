@@ -184,13 +184,15 @@ def skills(file):
 
 
 def skill_gaps(file):
-    """Each life against the whole night, in the longest lives of fresh seeds, paired by seed."""
+    """Each life against the whole night, a plain one of more exercises against the same of fewer:
+    the longest lives of fresh seeds, paired by seed."""
     many = max(len(run["R"]) for run in file["runs"])
     lives = grouped([r for r in file["runs"] if len(r["R"]) == many and r["seed"] != 1], "life")
-    names = [name for name in lives if name != "sleep"]
-    gaps = stats.corrected([minus(lives[name], lives["sleep"], "ACC") for name in names])
-    return table([f"{many} nights", "ACC minus `sleep`", "p, Holm", "this life is"],
-                 [[name, *told(gap)] for name, gap in zip(names, gaps)])
+    pairs = [(name, name.partition(" (")[0] if " (" in name else "sleep") for name in lives]
+    pairs = [(name, other) for name, other in pairs if other in lives and other != name]
+    gaps = stats.corrected([minus(lives[name], lives[other], "ACC") for name, other in pairs])
+    return table([f"{many} nights", "compared with", "ACC minus that", "p, Holm", "this life is"],
+                 [[name, other, *told(gap)] for (name, other), gap in zip(pairs, gaps)])
 
 
 def regime_gaps(file):
@@ -217,10 +219,10 @@ def skills_tried(file):
 
 def out_of(file):
     """How often the self asked itself, night after night, for a sentence out of the language, of
-    the dreams that its notes hold: a line a life and seed, the longest lives."""
+    the dreams that its notes hold: a line a life and seed, the longest lives of usual exercises."""
     many = max(len(run["R"]) for run in file["runs"])
     runs = [run for run in file["runs"] if len(run["R"]) == many and run["life"] != "sft"
-            and "asked" in run["nights"][0]]
+            and "exercises" not in run["life"] and "asked" in run["nights"][0]]
     lines = [[run["life"], run["seed"], *(f"{n['asked']['from']['sentence']} of "
                                           f"{sum(sum(x.values()) for x in n['asked'].values())}"
                                           for n in run["nights"])]
