@@ -63,8 +63,8 @@ def test_the_ingredients_it_quotes():
 def test_the_regime_and_the_rivals_it_quotes():
     def row(start):
         return next(line for line in TEXT.splitlines() if line.startswith(start))
-    few = [r for r in json.loads((RESULTS / "skills.json").read_text())["runs"] if len(r["R"]) == 2]
-    few = stats.by_life({"runs": [r for r in few if r["seed"] != 1]})
+    skills = json.loads((RESULTS / "skills.json").read_text())["runs"]
+    few = stats.by_life({"runs": [r for r in skills if len(r["R"]) == 2 and r["seed"] != 1]})
     for name in ("few exercises", "gate+sft (few exercises)", "no dreaming (few exercises)"):
         acc = mean(run["ACC"] for run in few[name].values())
         assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
@@ -74,6 +74,16 @@ def test_the_regime_and_the_rivals_it_quotes():
     m, half = stats.interval([-d for d in gaps[0]])
     assert f"+{m:.3f} ± {half:.3f}".replace("0.", ".") in row("| Skills?")
     assert f"p = {stats.corrected(gaps)[0][1]:.2f}".replace("0.", ".") in row("| Skills?")
+    week = stats.by_life({"runs": [r for r in skills if len(r["R"]) == 7]})
+    for rival in ("", "gate+sft", "gate+lora", "gate+cartridge"):
+        name = f"{rival} (twice the exercises)" if rival else "twice the exercises"
+        acc = mean(run["ACC"] for run in week[name].values())
+        assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
+    for plain, whole in (("gate+sft", "sleep"),
+                         ("gate+sft (twice the exercises)", "twice the exercises"),
+                         ("gate+sft (twice the exercises)", "gate+sft")):
+        gap = stats.gap(tables.minus(week[plain], week[whole], "ACC"))
+        assert gap.replace("0.", ".").replace("-", "−") in row("| Skills?"), (plain, gap)
     arms = stats.by_life(json.loads((RESULTS / "arms.json").read_text()))
     for name, digits in (("gate+lora", 3), ("gate+cartridge", 2), ("gate+sdft", 2)):
         acc = mean(run["ACC"] for run in arms[name].values())
