@@ -183,29 +183,25 @@ def skills(file):
     return rows
 
 
-def skill_gaps(file):
-    """Each life against the whole night, a plain one of more exercises against the same of fewer:
-    the longest lives of fresh seeds, paired by seed."""
-    many = max(len(run["R"]) for run in file["runs"])
-    lives = grouped([r for r in file["runs"] if len(r["R"]) == many and r["seed"] != 1], "life")
-    pairs = [(name, name.partition(" (")[0] if " (" in name else "sleep") for name in lives]
-    pairs = [(name, other) for name, other in pairs if other in lives and other != name]
+def skill_gaps(file, nights):
+    """{(life, the one it is compared with): (differences in ACC paired by seed, p after Holm)} of
+    the lives of so many nights on fresh seeds: each against the whole night, and "gate+sft (few
+    exercises)" against "few exercises", the whole night of that regime, and against gate+sft."""
+    lives = grouped([r for r in file["runs"] if len(r["R"]) == nights and r["seed"] != 1], "life")
+
+    def others(name):
+        part, _, regime = name.rstrip(")").partition(" (")
+        return [regime, part] if regime else ["sleep"]
+    pairs = [(name, other) for name in lives for other in others(name)
+             if other in lives and other != name]
     gaps = stats.corrected([minus(lives[name], lives[other], "ACC") for name, other in pairs])
-    return table([f"{many} nights", "compared with", "ACC minus that", "p, Holm", "this life is"],
-                 [[name, other, *told(gap)] for (name, other), gap in zip(pairs, gaps)])
+    return dict(zip(pairs, gaps))
 
 
-def regime_gaps(file):
-    """Each life of a regime with a part taken away, "no dreaming (few exercises)", against the
-    regime with all parts, paired by seed; "" where no regime was lived on fresh seeds."""
-    lives = grouped([r for r in file["runs"] if r["seed"] != 1], "life")
-    pairs = [(name, name.partition(" (")[2].rstrip(")")) for name in lives if " (" in name]
-    pairs = [(name, regime) for name, regime in pairs if regime in lives]
-    if not pairs:
-        return ""
-    gaps = stats.corrected([minus(lives[name], lives[regime], "ACC") for name, regime in pairs])
-    return table(["life", "ACC minus the regime's", "p, Holm", "this life is"],
-                 [[name, *told(gap)] for (name, _), gap in zip(pairs, gaps)])
+def skill_table(file, nights):
+    """The lines of `skill_gaps`."""
+    return table([f"{nights} nights", "compared with", "ACC minus that", "p, Holm", "this life is"],
+                 [[*pair, *told(gap)] for pair, gap in skill_gaps(file, nights).items()])
 
 
 def skills_tried(file):

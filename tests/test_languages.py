@@ -252,9 +252,9 @@ def test_a_regime_is_compared_with_its_whole_night_and_with_usual_exercises():
                 for s in (1, 2, 3)]                                # seed 1 is no evidence
     file = {"runs": [*runs("sleep", 0.8), *runs("gate+sft", 0.7), *runs("few (x)", 0.1, 1),
                      *runs("more", 0.85), *runs("gate+sft (more)", 0.9)]}
-    rows = [line.split(" | ")[:3] for line in tables.skill_gaps(file)[2:]]
+    rows = [line.split(" | ")[:3] for line in tables.skill_table(file, 2)[2:]]
     assert rows == [["| gate+sft", "sleep", "−.100 ± .000"], ["| more", "sleep", "+.050 ± .000"],
+                    ["| gate+sft (more)", "more", "+.050 ± .000"],
                     ["| gate+sft (more)", "gate+sft", "+.200 ± .000"]]
-    rows = [line.split(" | ")[:2] for line in tables.regime_gaps(file)[2:]]
-    assert rows == [["| gate+sft (more)", "+.050 ± .000"]], "a regime nobody lived is left out"
+    assert tables.skill_gaps(file, 1) == {}, "a regime nobody lived is left out"
     assert skills.against("gate+lora (twice the exercises)") == "twice the exercises"

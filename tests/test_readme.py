@@ -63,27 +63,25 @@ def test_the_ingredients_it_quotes():
 def test_the_regime_and_the_rivals_it_quotes():
     def row(start):
         return next(line for line in TEXT.splitlines() if line.startswith(start))
-    skills = json.loads((RESULTS / "skills.json").read_text())["runs"]
-    few = stats.by_life({"runs": [r for r in skills if len(r["R"]) == 2 and r["seed"] != 1]})
-    for name in ("few exercises", "gate+sft (few exercises)", "no dreaming (few exercises)"):
-        acc = mean(run["ACC"] for run in few[name].values())
-        assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
-    pairs = [(name, name.partition(" (")[2].rstrip(")")) for name in few if " (" in name]
-    gaps = [tables.minus(few[name], few[regime], "ACC") for name, regime in pairs]
-    assert pairs[0] == ("gate+sft (few exercises)", "few exercises")
-    m, half = stats.interval([-d for d in gaps[0]])
-    assert f"+{m:.3f} ± {half:.3f}".replace("0.", ".") in row("| Skills?")
-    assert f"p = {stats.corrected(gaps)[0][1]:.2f}".replace("0.", ".") in row("| Skills?")
-    week = stats.by_life({"runs": [r for r in skills if len(r["R"]) == 7]})
-    for rival in ("", "gate+sft", "gate+lora", "gate+cartridge"):
-        name = f"{rival} (twice the exercises)" if rival else "twice the exercises"
-        acc = mean(run["ACC"] for run in week[name].values())
-        assert f" {acc:.2f}".replace("0.", ".") in row("| Skills?"), (name, acc)
-    for plain, whole in (("gate+sft", "sleep"),
-                         ("gate+sft (twice the exercises)", "twice the exercises"),
-                         ("gate+sft (twice the exercises)", "gate+sft")):
-        gap = stats.gap(tables.minus(week[plain], week[whole], "ACC"))
-        assert gap.replace("0.", ".").replace("-", "−") in row("| Skills?"), (plain, gap)
+    file, said = json.loads((RESULTS / "skills.json").read_text()), row("| Skills?")
+    for nights, names in ((2, ("few exercises", "gate+sft (few exercises)",
+                               "no dreaming (few exercises)")),
+                          (7, ("sleep", "gate+sft", "twice the exercises",
+                               *(f"{rival} (twice the exercises)" for rival in
+                                 ("gate+sft", "gate+lora", "gate+cartridge"))))):
+        for name in names:
+            acc = mean(run["ACC"] for run in file["runs"] if run["life"] == name
+                       and len(run["R"]) == nights and run["seed"] != 1)
+            assert f" {acc:.2f}".replace("0.", ".") in said, (name, acc)
+    week = tables.skill_gaps(file, 7)
+    more, few = "gate+sft (twice the exercises)", "gate+sft (few exercises)"
+    for pair in ((more, "gate+sft"), (more, "twice the exercises"), ("gate+sft", "sleep")):
+        assert stats.gap(week[pair][0]).replace("0.", ".").replace("-", "−") in said, pair
+    gap, p = tables.skill_gaps(file, 2)[few, "few exercises"]
+    m, half = stats.interval([-d for d in gap])
+    assert f"+{m:.3f} ± {half:.3f}, p = {p:.2f} after Holm".replace("0.", ".") in said
+    gap, p = week[more, "gate+sft"]
+    assert f"{stats.gap(gap)} (p = {p:.2f} after Holm)".replace("0.", ".") in said, p
     arms = stats.by_life(json.loads((RESULTS / "arms.json").read_text()))
     for name, digits in (("gate+lora", 3), ("gate+cartridge", 2), ("gate+sdft", 2)):
         acc = mean(run["ACC"] for run in arms[name].values())
