@@ -30,6 +30,7 @@ MIN_GAIN = 1.0                      # nats a question gains from the day if it i
 QUOTED = 0.5                        # share of answers in the words read, of a self that quotes
 SAME = 0.5                          # squared spreads: things nearer to each other are one
 DOUBT = 5.0                         # nats by which a question may be likelier to another memory
+SURPRISE = 4.0                      # nats by which a word may be less likely to a slow memory
 SURE, GUESS = 0.6, 0.3              # p of the least certain word of what is known; is worth saying
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
@@ -167,22 +168,39 @@ def meant(model, marks, prompts, since, owners):
     The gate proposes, the experts judge: an expert has learnt what was asked in its night
     (seed.FORCED). One that finds the question less likely than another does, or the pretrained
     self, by more than DOUBT, has only heard of something like it; the others have heard of the
-    thing itself, in several nights maybe, and the newest is asked first. What has no gate is
-    always meant. since (B, U), owners (U, 2): as from `listen`.
+    thing itself, in several nights maybe, and the newest is asked first. An expert of a slower
+    level has heard many names: a stranger is made of their syllables, but one of these comes as a
+    SURPRISE where it stands. What has no gate is always meant. since (B, U), owners (U, 2): as
+    from `listen`.
     """
     woken = since >= 0
     row, unit = woken.nonzero().T
+    asked, which = row.unique(return_inverse=True)
     heard = [p[:1 - len(marks.answer) or None] for p in prompts]    # up to where <answer> begins
     rows, sources = [heard[i] for i in row.tolist()], [tuple(o) for o in owners[unit].tolist()]
-    likely = torch.full(since.shape, -torch.inf, device=since.device)
+    mine = token_log_probs(model, rows, sources, [0] * len(rows))               # (M, T-1)
+    base = token_log_probs(model, [heard[i] for i in asked.tolist()], [None] * len(asked),
+                           [0] * len(asked))[which]
     given = len(marks.bos) + len(marks.ask)
-    likely[row, unit] = likelihood(model, rows, sources, given)
-    asked = row.unique()
+    likely = torch.full(since.shape, -torch.inf, device=since.device)
+    likely[row, unit] = mine[:, given - 1:].sum(1)
     best = torch.zeros(len(since), device=since.device)
-    best[asked] = likelihood(model, [heard[i] for i in asked.tolist()], [None] * len(asked), given)
+    best[row] = base[:, given - 1:].sum(1)
     best = torch.cat([likely, best[:, None]], 1).amax(1)
-    heard_of = woken & ((likely > best[:, None] - DOUBT) | (since == 0))
+    heard_of = woken & (likely > best[:, None] - DOUBT)
+    slow = owners[unit][:, 0] > FAST
+    heard_of[row, unit] &= ~(slow & surprising(base - mine, since[row, unit], given))
+    heard_of |= since == 0
     return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
+
+
+def surprising(doubt, since, given):
+    """Is a word of the question, from its `given`-th token to where it woke the memory, a SURPRISE?
+    doubt (M, T-1): nats by which each token but the first is less likely to the memory than to the
+    pretrained self; since (M,) -> (M,)."""
+    at = torch.arange(1, doubt.shape[1] + 1, device=doubt.device)
+    named = (at >= given) & (at <= since[:, None])
+    return ((doubt > SURPRISE) & named).any(1)
 
 
 def likelihood(model, rows, sources, given=2, at_once=512):

@@ -15,32 +15,47 @@ def grouped_experts(x, expert, A, B, tile=16):
     """B_e gelu(A_e x) for each token's own expert e; the cost does not grow with the experts.
 
     x (N, d); expert (N,) in 0..E, E for none (those rows are exactly 0); A (E, d, r); B (E, r, d)
-    -> (N, d). Tokens are sorted by expert and laid out in tiles of `tile` rows that belong to one
-    expert each, then it is two batched matmuls over tiles. The number of tiles is bounded by
-    shapes alone, so the device never has to tell the host anything.
+    -> (N, d). Tokens are sorted by expert, in all ways of computing it.
     """
-    N, E = x.shape[0], A.shape[0]
-    if E == 0:
+    if x.shape[0] == 0 or A.shape[0] == 0:
         return torch.zeros_like(x)
     order = expert.argsort(stable=True)
-    sorted_ = expert[order]
+    if x.device.type in HOST:
+        y = expert_by_expert(x[order], expert, A, B)
+    else:
+        y = in_tiles(x[order], expert[order], A, B, tile)
+    return torch.zeros_like(x).index_put((order,), y.to(x.dtype))
+
+
+def expert_by_expert(x, expert, A, B):
+    """The tokens x (N, d), sorted by expert: two matmuls for each expert. Only where the host has
+    the counts at hand: a GPU would wait for it. No weight is copied: for one expert of rank 773
+    three to five times as fast as tiles, of rank 32 twice."""
+    count = torch.bincount(expert, minlength=len(A) + 1).tolist()
+    *mine, rest = x.split(count)
+    y = [F.gelu(part @ a) @ b for part, a, b in zip(mine, A.unbind(), B.unbind())]
+    return torch.cat([*y, torch.zeros_like(rest)])
+
+
+def in_tiles(x, expert, A, B, tile):
+    """The tokens x (N, d) with their experts (N,), both sorted, laid out in tiles of `tile` rows
+    that belong to one expert each: two batched matmuls over tiles. The number of tiles is bounded
+    by shapes alone, so the device never has to tell the host anything."""
+    N, E = x.shape[0], A.shape[0]
     count = (expert[:, None] == torch.arange(E, device=x.device)).sum(0)    # (E,) tokens each
     room = (count + tile - 1) // tile * tile                                # whole tiles
     first, begin = count.cumsum(0) - count, room.cumsum(0) - room
     tiles = N // tile + min(E, N) + 1
-    if x.device.type in HOST:                               # nobody waits: as many as there are
-        tiles = int(room.sum()) // tile + 1
-    e = sorted_.clamp(max=E - 1)
+    e = expert.clamp(max=E - 1)
     place = begin[e] + torch.arange(N, device=x.device) - first[e]
-    slot = torch.where(sorted_ < E, place, tiles * tile - 1)
-    some = (sorted_ < E)[:, None]
-    laid = x.new_zeros(tiles * tile, x.shape[1]).index_put((slot,), x[order] * some)
+    slot = torch.where(expert < E, place, tiles * tile - 1)
+    some = (expert < E)[:, None]
+    laid = x.new_zeros(tiles * tile, x.shape[1]).index_put((slot,), x * some)
     starts = torch.arange(tiles, device=x.device) * tile
     whose = torch.searchsorted(room.cumsum(0), starts, right=True).clamp(max=E - 1)
     inner = F.gelu(torch.bmm(laid.view(tiles, tile, -1), A[whose]))
     y = torch.bmm(inner, B[whose]).flatten(0, 1)
-    y = torch.where(some, y[slot], 0.0).to(x.dtype)
-    return torch.zeros_like(x).index_put((order,), y)
+    return torch.where(some, y[slot], 0.0)
 
 
 def in_chunks(loss, hidden, target, chunk=1024):

@@ -153,6 +153,9 @@ def test_certainty_is_the_least_certain_word_of_the_answer():
     assert gate.certainty(model, [], [], [], []) == []
 
 
+GIVEN = len(MARKS.bos) + len(MARKS.ask)
+
+
 def test_which_memories_one_question_means_by_hand(monkeypatch):
     """Those that wake and find it no more than DOUBT less likely than another does, or the
     pretrained self, which has heard much, but not of what is new."""
@@ -161,10 +164,11 @@ def test_which_memories_one_question_means_by_hand(monkeypatch):
             ("c", FAST, 0): -20.0, ("c", FAST, 1): -10.0, "c": -12.0,
             ("d", FAST, 0): -20.0, "d": -16.0}
 
-    def likelihood(model, rows, sources, given):
-        return torch.tensor([nats[(row, *source) if source else row]
-                             for row, source in zip(rows, sources)])
-    monkeypatch.setattr(gate, "likelihood", likelihood)
+    def token_log_probs(model, rows, sources, begin):
+        assert begin == [0] * len(rows)
+        all_ = [nats[(row, *source) if source else row] for row, source in zip(rows, sources)]
+        return torch.tensor(all_)[:, None] * torch.eye(8)[GIVEN - 1]    # in one word
+    monkeypatch.setattr(gate, "token_log_probs", token_log_probs)
     since = torch.tensor([[0, 5, 4], [-1, -1, -1], [-1, 3, 2], [-1, 4, -1]])
     assert gate.meant(None, MARKS, "abcd", since, owners) == [[0, 2], [], [2], [1]]
     nats["d"] = -14.0                                       # somebody whom it has always known
@@ -172,6 +176,25 @@ def test_which_memories_one_question_means_by_hand(monkeypatch):
     monkeypatch.setattr(gate, "DOUBT", 6.5)
     assert gate.meant(None, MARKS, "abcd", since, owners) == [[0, 1, 2], [], [2], [1]]
     assert gate.meant(None, MARKS, "ab", torch.zeros(2, 0), owners[:0]) == [[], []]
+
+
+def test_a_slow_memory_has_not_heard_of_a_name_with_a_surprising_word(monkeypatch):
+    """One word at most SURPRISE less likely to it than to the pretrained self, where the name
+    stands: not in what is given, not behind it; a fast memory, and what has no gate, are not held
+    to it."""
+    slow, fast = (FAST + 1, 0), (FAST, 0)
+    owners = torch.tensor([slow, fast])
+    for at in range(8):                                     # the token before the 8 is given
+        def token_log_probs(model, rows, sources, begin, at=at):
+            word = torch.eye(8)[at] * 4.5
+            return torch.stack([torch.full((8,), -1.0) - (word if s else 0) for s in sources])
+        monkeypatch.setattr(gate, "token_log_probs", token_log_probs)
+        for since in range(1, 9):
+            told = [[1]] if GIVEN <= at + 1 <= since else [[0, 1]]
+            assert gate.meant(None, MARKS, "a", torch.tensor([[since, since]]), owners) == told
+        assert gate.meant(None, MARKS, "a", torch.tensor([[0, -1]]), owners) == [[0]]
+    monkeypatch.setattr(gate, "SURPRISE", 4.6)
+    assert gate.meant(None, MARKS, "a", torch.tensor([[8, 8]]), owners) == [[0, 1]]
 
 
 def test_the_likelihood_of_a_question_to_each_memory():

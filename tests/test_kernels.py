@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
+from data import kernels
 from data.engine import attend_behind, pad_rows
 from data.kernels import grouped_experts, grown, in_chunks, levenshtein, slowed
 
@@ -28,7 +29,9 @@ SIZES = [(1, 1, 16), (16, 1, 16), (17, 1, 16), (31, 2, 16), (64, 9, 16), (33, 40
 
 @pytest.mark.parametrize("N, E, tile", SIZES)
 @pytest.mark.parametrize("who", ["any", "silent", "crowd"])
-def test_grouped_experts_equal_a_loop_over_tokens(N, E, tile, who):
+@pytest.mark.parametrize("host", [("cpu",), ()], ids=["expert by expert", "in tiles"])
+def test_grouped_experts_equal_a_loop_over_tokens(N, E, tile, who, host, monkeypatch):
+    monkeypatch.setattr(kernels, "HOST", host)
     d, r = 6, 3
     x, A, B = (torch.randn(s, dtype=torch.float64, requires_grad=True)
                for s in [(N, d), (E, d, r), (E, r, d)])
@@ -52,20 +55,6 @@ def test_without_experts_nothing_is_added():
     y = grouped_experts(x, torch.zeros(5, dtype=torch.long), torch.zeros(0, 6, 2),
                         torch.zeros(0, 2, 6))
     assert y.shape == x.shape and (y == 0).all()
-
-
-def test_the_tiles_of_a_device_that_is_not_asked_are_enough(monkeypatch):
-    """On a GPU the number of tiles is bounded by shapes alone: here on the CPU, made to do so."""
-    class Elsewhere(torch.Tensor):
-        device = property(lambda self: torch.device("meta"))
-    seen = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda *a, device=None, **kw: seen(*a, **kw))
-    for N, E, tile in SIZES:
-        x, A, B = torch.randn(N, 6), torch.randn(E, 6, 3), torch.randn(E, 3, 6)
-        for expert in (torch.randint(E + 1, (N,)), torch.full((N,), E), torch.full((N,), E - 1)):
-            got = grouped_experts(x.as_subclass(Elsewhere), expert, A, B, tile)
-            want = experts_one_by_one(x, expert, A, B)
-            torch.testing.assert_close(got.as_subclass(torch.Tensor), want, rtol=0, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
