@@ -38,6 +38,8 @@ ALSO_ASKED = 800                    # questions out of the blue that tonight's t
 FARTHEST = 4.0                      # reach of a thing, in squared spreads, where nothing is near
 SHARED = 6                          # questions of others that begin alike: a wording, no name
 MOST_OWN, WIDE = 0.9, 2.5           # share of its own states in the spread of a thing; at most
+AT_ONCE = 512                       # rows that are read together
+MANY = 10 ** 6                      # more experts than a level has
 EVERYWHERE = 1e30                   # reach of what is always awake
 MAX_NEW = 24                        # tokens of an answer
 PROPOSED = 5                        # things of a text that the gate proposes to the experts
@@ -79,8 +81,9 @@ def listen(model, ids, lengths, only=None):
     if only is not None:
         mine = (model.owner == torch.tensor(only, device=device)).all(1)
     things, reach_ = model.things[mine], model.reach[mine]
-    owners, of = model.owner[mine].unique(dim=0, return_inverse=True)        # (U, 2), (K,)
-    age = (owners[:, 1] - 10 ** 6 * owners[:, 0]).argsort()         # slower levels are older
+    level, expert = model.owner[mine].T
+    age, of = (expert + 1 - MANY * level).unique(return_inverse=True)   # slower levels are older
+    owners = torch.stack([-(age // MANY), age % MANY - 1], 1)           # (U, 2); of (K,)
     since = torch.full((B, len(owners)), -1, device=device)
     if len(owners) and model.config.listens == "text":
         since[torch.arange(B, device=device), of[propose(model, ids, lengths).argmax(1)]] = 0
@@ -90,7 +93,7 @@ def listen(model, ids, lengths, only=None):
         for rows in by_length(lengths):
             last = last_within(model, ids[rows], lengths[rows], things, within, of, len(owners))
             since[rows] = torch.where(last < 0, since[rows], last)
-    return since[:, age], owners[age]
+    return since, owners
 
 
 def last_within(model, ids, lengths, things, reach, of, owners):
@@ -100,15 +103,17 @@ def last_within(model, ids, lengths, things, reach, of, owners):
     z = product(states(model, ids), model.metric.T)                          # (B, T, r)
     of_row, size = of.expand(len(ids), -1), things.square().sum(1)           # (B, K), (K,)
     since = torch.full((len(ids), owners), -1, device=ids.device)
-    for t in range(ids.shape[1]):                                            # (B, K) at a time
-        gap = z[:, t].square().sum(1, keepdim=True) + size - product(2 * z[:, t], things.T)
-        fires = (gap < reach) & (t < lengths)[:, None]
-        woken = torch.zeros_like(since).scatter_reduce(1, of_row, fires.long(), "amax")
-        since = torch.where(woken > 0, t, since)
+    steps = torch.arange(ids.shape[1], device=ids.device)
+    for at in steps.split(max(1, AT_ONCE // len(ids))):                      # (B, t, K) at a time
+        some = z[:, at]
+        gap = some.square().sum(2, keepdim=True) + size - product(2 * some, things.T)
+        fires = (gap < reach) & (at < lengths[:, None])[..., None]
+        last = torch.where(fires, at[:, None], -1).amax(1)                   # (B, K)
+        since = since.scatter_reduce(1, of_row, last, "amax")
     return since
 
 
-def by_length(lengths, at_once=512):
+def by_length(lengths, at_once=AT_ONCE):
     """Rows of like length together, so that little is padding: [rows (at most at_once,)]."""
     rows = torch.as_tensor(lengths).argsort(stable=True)
     return rows.split(at_once) if len(rows) else ()
