@@ -724,6 +724,9 @@ def year(file):
                            "experts", "parameters"], [line for r in runs for line in by_level(r)])
     lines += [""] + table(["days", "seed", "second nights", "last nights", "a move, a night of it",
                            "an answer then", "an answer now"], [pace(r) for r in runs])
+    lines += [f"\nKilled in the middle of night {r['killed']['night']} and gone on with (seed "
+              f"{r['seed']}): {'the same bits' if r['killed']['same_bits'] else '**other bits**'}."
+              for r in runs if "killed" in r]
     same = ("seed", "people", "period", "levels")
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],

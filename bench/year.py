@@ -5,6 +5,7 @@ A long life: a night a day for a year, and memories that move from level to leve
     python bench/year.py --days=100 --seeds=6,7,8       three shorter lives
     python bench/year.py --table=1                      only the tables, from the result file
                                                                     -> bench/results/year.json
+--kill=1 lives the last night once more, in a copy, killed by the system in its middle.
 A life that is finished is not lived again, one that was cut off goes on with the same bits (--work
 holds them), and a longer one goes on from the longest shorter one of its seed. It is told how long
 it will take before it begins: on a quiet CPU thread a base takes some 8 minutes, a night 25
@@ -21,6 +22,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from statistics import median
@@ -29,7 +31,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 import seed as night                                                 # noqa: E402
 import sleep                                                         # noqa: E402
-from bench import stats                                              # noqa: E402
+from bench import faults, stats                                      # noqa: E402
 from bench.ablations import begun                                    # noqa: E402
 from bench.tables import levels_of, year                             # noqa: E402
 from data import exam, flags, store, world                           # noqa: E402
@@ -46,8 +48,10 @@ FLAGS = {
     "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
     "work": ("out-year", flags.TEXT, "folder of the lives"),
     "result": (os.path.join(stats.RESULTS, "year.json"), flags.TEXT, "result file"),
+    "kill": (0, flags.SWITCH, "1: live the last night once more, killed in its middle: same bits?"),
     "table": (0, flags.SWITCH, "1: print the tables of the result file, live nothing"),
 }
+DIES = "seed.muon:20"                # in which call of which function a night is killed
 NAME, ASKED = "year.py", 5          # questions answered one by one for the time of an answer
 POSSIBLE = {"born": 28 * len(world.MONTHS), "lives": 99 * len(world.STREETS) * len(world.KINDS),
             "works": len(world.FIRMS) * (len(world.FIRMS) - 1),
@@ -75,9 +79,28 @@ def live(o, number):
         summary = sleep.live(a, a.method, model, data, out, seconds)
     finally:
         (sleep.NIGHTS["sleep"], night.consolidate), exam.EVERY = usual, 1
+    killed = {"killed": {"night": o.days, "same_bits": gone_on(out, words)}} if o.kill else {}
     model, state = sleep.load(os.path.join(out, "checkpoint.pt"), "cpu")
-    return row(o, number, summary, state, model, clock.read(),
+    return killed | row(o, number, summary, state, model, clock.read(),
                shlex.join(["--init_from=BASE" if w in base else w for w in words]))
+
+
+def gone_on(out, words):
+    """Has a life whose last night was killed, and that went on, the same weights, bit for bit? In a
+    copy of its folder, from the evening before."""
+    copy = faults.fresh(os.path.dirname(out), os.path.basename(out) + "-killed")
+    shutil.copytree(out, copy)
+    a = flags.parse([*words, "--contrast=0"])
+    a.command = shlex.join(words)
+    store.write_json(os.path.join(copy, "args.json"), flags.kept(a))
+    os.replace(os.path.join(copy, "checkpoint.pt.before"), os.path.join(copy, "checkpoint.pt"))
+    code, _, said = faults.call(["--resume", f"--out_dir={copy}"], [f"--die={DIES}"])
+    if code != -signal.SIGKILL:
+        raise ValueError(f"the last night was not killed: exit {code} {said}")
+    code, said = faults.resume(copy)
+    same = code == 0 and faults.equal(*(faults.weights(f)["model"] for f in (out, copy)))
+    shutil.rmtree(copy)
+    return same
 
 
 def folder(o, days, number):

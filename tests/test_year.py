@@ -49,6 +49,21 @@ def test_a_longer_life_goes_on_from_a_shorter_one(lived, tmp_path):
     assert {k: r["R"][k] for k in before["R"]} == before["R"] and r["facts"] > before["facts"]
 
 
+def test_a_last_night_that_is_killed_and_gone_on_with(lived, monkeypatch, capsys):
+    """These nights learn nothing: they die while they dream. Other bits are seen."""
+    words, result = lived
+    monkeypatch.setattr(year, "DIES", "dream.write:1")
+    year.main([*words, "--kill=1"])
+    assert json.load(open(result))["runs"][0]["killed"] == {"night": 4, "same_bits": True}
+    assert "Killed in the middle of night 4" in capsys.readouterr().out
+    monkeypatch.setattr(year.faults, "equal", lambda a, b: not a.keys() == b.keys())
+    year.main([*words, "--kill=1"])
+    assert json.load(open(result))["runs"][0]["killed"]["same_bits"] is False
+    monkeypatch.setattr(year, "DIES", "seed.muon:1")                # never reached
+    with pytest.raises(SystemExit):
+        year.main([*words, "--kill=1"])
+
+
 def test_the_clock_changes_nothing_and_is_taken_away(lived):
     assert sleep.NIGHTS["sleep"] is sleep.asleep and year.exam.EVERY == 1
     assert year.night.consolidate.__module__ == "seed"
