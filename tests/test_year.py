@@ -60,7 +60,7 @@ def test_a_last_night_that_is_killed_and_gone_on_with(lived, monkeypatch, capsys
     year.main([*words, "--kill=1"])
     assert json.load(open(result))["runs"][0]["killed"]["same_bits"] is False
     monkeypatch.setattr(year, "DIES", "seed.muon:1")                # never reached
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="not killed"):
         year.main([*words, "--kill=1"])
 
 
