@@ -267,8 +267,8 @@ decides how far back the self remembers. Mean over seeds, least and greatest. Th
 `trial.json`; the constants of a move were chosen on seed 9, and moves of seed 11 were looked at.
 
 **Three statements of [S].** *More levels are better*: so it is, where each may keep but two
-experts. *A faster slowest level is worse*: here it is the same finding, since with each level the
-slowest moves half as often; with as many levels it is not run (`--period`). *Accuracy stays flat
+experts. *A faster slowest level is worse*: so it is, with as many levels: of two, the slowest takes
+in every night, every second or every third one, and remembers as far back. *Accuracy stays flat
 with length*: it does, from 2,000 to 100,000 tokens, where the window alone finds nothing; of
 stories (BABILong, below) from 1,000 to 10,000, one seed.
 """
