@@ -50,7 +50,8 @@ MISHEARD = 0.15                     # share of a question's wording that the stu
 ALPHA, GAMMA, NEAR = 0.9, 0.5, 2    # divergence against imitation; semantic share; r_abs: edits
 ON_POLICY_KIND, BETA = "reverse", 0.5    # of divergence; of the Jensen-Shannon divergence
 REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where there is no gate
-MOVE_STEPS, MOVE_LEAST = 3, 500     # of a move: steps a fact; in all, at least
+MOVE_STEPS = 3                      # of a move, a fact
+MOVE_LEAST, MOVE_MOST = 500, 12000  # in all: at least, at most
 AT_LAST = 0.25                      # share of them for what is about to be lost
 BITS, LEAST_RANK = 0.2, 16          # a parameter of a slower expert is to hold; its least rank
 STILL_KNOWN = 0.85                  # share of its quizzes that a move must keep
@@ -363,7 +364,7 @@ def consolidate(model, level, marks, a):
     if not len(z.ids):
         raise RestlessNight("the new expert sleeps through all it is to learn")
     facts, params = asking.facts_in(z), learners(model, slower)
-    steps = max(MOVE_LEAST, MOVE_STEPS * facts)
+    steps = min(max(MOVE_LEAST, MOVE_STEPS * facts), MOVE_MOST)
     even = torch.where(asking.shrugs(z, model.unknown), SHRUGS, 1.0)
     last = int(AT_LAST * steps)
     distil(model, params, z, None, marks, slower, steps - last, a, even)

@@ -22,6 +22,7 @@ from data.quizzes import (RestlessNight, answers_of, behind_bos, join, pack, rep
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
 WORDINGS = 200                      # in which a thing is asked about: more than a world has, so all
+ASKED = 80000                       # questions in all, about; of many things fewer wordings each
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
 ALIKE, QUIZZES = 24, 16000          # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
@@ -42,7 +43,8 @@ def rehearse(model, level, marks, labels=False):
     """
     mine = model.owner[:, 0] == level
     z, known = dreamt_of(model, level, mine, marks)
-    asked = asking.cross(z, marks, WORDINGS, imagined(model))
+    wordings = min(WORDINGS, ASKED // len(z.thing.unique()) + 1)
+    asked = asking.cross(z, marks, wordings, imagined(model))
     expert = newest(model.owner[mine, 1], known, z)
     likely = askable(model, level, asked, expert, marks)
     if not likely.any():

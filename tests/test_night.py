@@ -275,6 +275,21 @@ def test_a_move_that_forgets_is_undone(two_nights, monkeypatch):
     assert "still known" in log["moves"][0]["undone"] and same_state(woken, before)
 
 
+def test_a_move_of_very_much_asks_and_learns_no_more_than_it_may(two_nights, monkeypatch):
+    cross, wordings = asking.cross, []
+    monkeypatch.setattr(asking, "cross", lambda z, marks, most, others: cross(
+        z, marks, wordings.append((most, len(z.thing.unique()))) or most, others))
+    monkeypatch.setattr(rehearsal, "ASKED", 20)
+    for name, n in (("STILL_KNOWN", 0.0), ("MOVE_LEAST", 4), ("MOVE_MOST", 6)):
+        monkeypatch.setattr(seed, name, n)
+    random.seed(0), torch.manual_seed(0)
+    notes.begin([])
+    seed.consolidate(clone(two_nights[0][1]), FAST, G.MARKS, settings("--divergence=sft"))
+    assert len(notes.close()["losses"]) == 6                # of three steps a fact
+    ((most, things),) = wordings
+    assert things > 1 and most == 20 // things + 1
+
+
 def test_of_two_nights_memories_the_newest_that_knows_answers(world, two_nights):
     """And of one thing under one name there are no two answers to one question."""
     random.seed(0), torch.manual_seed(0)
