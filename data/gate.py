@@ -120,12 +120,12 @@ def by_length(lengths, at_once=AT_ONCE):
 
 
 @torch.no_grad()
-def remember(model, marks, asked, max_new=MAX_NEW):
+def remember(model, marks, asked, max_new=MAX_NEW, surprise=SURPRISE):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
     Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
     "I do not know", or is not SURE, does not know; where none is sure, the surest counts, if it is
-    more than a GUESS. asked: questions as ids, <ask> ... <answer>. Returns [(answer ids, source)];
+    more than a GUESS. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>. Returns [(answer ids, source)];
     source: (level, expert), or None for the pretrained self. The rule chooses once a question: the
     whole answer, however long, comes from one source.
     """
@@ -134,7 +134,7 @@ def remember(model, marks, asked, max_new=MAX_NEW):
     prompts = [[*marks.bos, *q] for q in asked]
     shrug = model.unknown.tolist()
     since, owners = listen(model, *pad_rows(prompts, model.device))
-    woken = meant(model, marks, prompts, since, owners)
+    woken = meant(model, marks, prompts, since, owners, surprise)
     since, owners = since.tolist(), owners.tolist()
     found, guess, waiting = {}, {}, range(len(prompts))
     while waiting:
@@ -167,7 +167,7 @@ def certainty(model, rows, answers, sources, begin):
     return [p.get(i, 1.0) for i in range(len(rows))]
 
 
-def meant(model, marks, prompts, since, owners):
+def meant(model, marks, prompts, since, owners, surprise=SURPRISE):
     """Which of the memories that wake each question means: [[memory]], the one to ask first last.
 
     The gate proposes, the experts judge: an expert has learnt what was asked in its night
@@ -175,8 +175,8 @@ def meant(model, marks, prompts, since, owners):
     self, by more than DOUBT, has only heard of something like it; the others have heard of the
     thing itself, in several nights maybe, and the newest is asked first. An expert of a slower
     level has heard many names: a stranger is made of their syllables, but one of these comes as a
-    SURPRISE where it stands. What has no gate is always meant. since (B, U), owners (U, 2): as
-    from `listen`.
+    surprise where it stands, in nats. What has no gate is always meant. since (B, U), owners
+    (U, 2): as from `listen`.
     """
     woken = since >= 0
     row, unit = woken.nonzero().T
@@ -194,18 +194,19 @@ def meant(model, marks, prompts, since, owners):
     best = torch.cat([likely, best[:, None]], 1).amax(1)
     heard_of = woken & (likely > best[:, None] - DOUBT)
     slow = owners[unit][:, 0] > FAST
-    heard_of[row, unit] &= ~(slow & surprising(base - mine, since[row, unit], given))
+    strange = surprising(base - mine, since[row, unit], given, surprise)
+    heard_of[row, unit] &= ~(slow & strange)
     heard_of |= since == 0
     return [[unit for unit, is_meant in enumerate(row) if is_meant] for row in heard_of.tolist()]
 
 
-def surprising(doubt, since, given):
-    """Is a word of the question, from its `given`-th token to where it woke the memory, a SURPRISE?
+def surprising(doubt, since, given, surprise):
+    """Is a word of the question, from its `given`-th token to where it woke the memory, a surprise?
     doubt (M, T-1): nats by which each token but the first is less likely to the memory than to the
     pretrained self; since (M,) -> (M,)."""
     at = torch.arange(1, doubt.shape[1] + 1, device=doubt.device)
     named = (at >= given) & (at <= since[:, None])
-    return ((doubt > SURPRISE) & named).any(1)
+    return ((doubt > surprise) & named).any(1)
 
 
 def likelihood(model, rows, sources, given=2, at_once=512):

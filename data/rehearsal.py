@@ -191,10 +191,12 @@ def from_memory(model, level, z, marks):
     """Quizzes with the answers of the self: (Quizzes, [(level, expert), or None for a shrug]).
 
     What the level does not know for sure, and a slower one or the pretrained self may, it is to
-    learn to leave to them: such a question about one of its things is answered "I do not know".
+    learn to leave to them: such a question about one of its things is answered "I do not know". No
+    word of what the level itself asks is a surprise to it.
     """
     shrug, pairs, sources = tuple(model.unknown.tolist()), unpack(z), []
-    for i, (y, source) in enumerate(remember(model, marks, [q for _, q, _ in pairs], MAX_NEW)):
+    asked = [q for _, q, _ in pairs]
+    for i, (y, source) in enumerate(remember(model, marks, asked, MAX_NEW, math.inf)):
         mine = source is not None and source[0] == level
         sources.append(source if mine else None)
         pairs[i] = pairs[i][0], pairs[i][1], tuple(y) if mine else shrug

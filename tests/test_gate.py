@@ -179,7 +179,7 @@ def test_which_memories_one_question_means_by_hand(monkeypatch):
 
 
 def test_a_slow_memory_has_not_heard_of_a_name_with_a_surprising_word(monkeypatch):
-    """One word at most SURPRISE less likely to it than to the pretrained self, where the name
+    """No word more than SURPRISE less likely to it than to the pretrained self, where the name
     stands: not in what is given, not behind it; a fast memory, and what has no gate, are not held
     to it."""
     slow, fast = (FAST + 1, 0), (FAST, 0)
@@ -193,8 +193,8 @@ def test_a_slow_memory_has_not_heard_of_a_name_with_a_surprising_word(monkeypatc
             told = [[1]] if GIVEN <= at + 1 <= since else [[0, 1]]
             assert gate.meant(None, MARKS, "a", torch.tensor([[since, since]]), owners) == told
         assert gate.meant(None, MARKS, "a", torch.tensor([[0, -1]]), owners) == [[0]]
-    monkeypatch.setattr(gate, "SURPRISE", 4.6)
-    assert gate.meant(None, MARKS, "a", torch.tensor([[8, 8]]), owners) == [[0, 1]]
+    assert gate.meant(None, MARKS, "a", torch.tensor([[8, 8]]), owners) == [[1]]
+    assert gate.meant(None, MARKS, "a", torch.tensor([[8, 8]]), owners, 4.6) == [[0, 1]]
 
 
 def test_the_likelihood_of_a_question_to_each_memory():

@@ -1,6 +1,7 @@
 """Whole nights in a world that the sleeping code cannot know: other tokens, other templates, other
 marks (glyphs.py)."""
 import ast
+import math
 import random
 import re
 from types import SimpleNamespace
@@ -307,6 +308,15 @@ def test_of_two_nights_memories_the_newest_that_knows_answers(world, two_nights)
     assert (sharper[p > 0.6] > p[p > 0.6] - 1e-6).all()
 
 
+def test_no_word_of_its_own_questions_is_a_surprise_to_a_memory(two_nights, monkeypatch):
+    given = []
+    monkeypatch.setattr(rehearsal, "remember",
+                        lambda *args: given.append(args[4:]) or gate.remember(*args))
+    random.seed(0), torch.manual_seed(0)
+    rehearsal.rehearse(clone(two_nights[0][1]), FAST, G.MARKS, labels=True)
+    assert given and set(given) == {(math.inf,)}
+
+
 def test_memories_that_ask_or_answer_nothing_do_not_move(two_nights, monkeypatch):
     def rehearsed():
         random.seed(0), torch.manual_seed(0)
@@ -315,7 +325,7 @@ def test_memories_that_ask_or_answer_nothing_do_not_move(two_nights, monkeypatch
         m.setattr(asking, "LIKELY", 1.0)
         rehearsed()
     with monkeypatch.context() as m, pytest.raises(seed.RestlessNight, match="answer none"):
-        m.setattr(rehearsal, "remember", lambda model, marks, asked, n: [((), None)] * len(asked))
+        m.setattr(rehearsal, "remember", lambda model, marks, asked, *_: [((), None)] * len(asked))
         rehearsed()
 
 
