@@ -22,14 +22,15 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import seed
-from data import (chat, classes, diary, exam, flags, gate, languages, notes, plan, scaffold, store,
-                  team, text, textfiles, weights, world)
+from data import (chat, classes, diary, exam, flags, gate, kernels, languages, notes, plan,
+                  scaffold, store, team, text, textfiles, weights, world)
 from model import ARCHITECTURES, FAST, SLOW, GPT, Config, clone, widen
 
 VERSION = 4                         # of the checkpoints
@@ -185,7 +186,9 @@ def optimizers(model):
         (inner if matrix else slow if gentle else others).append(p)
     rate = LR_ADAM / 3 if getattr(model, "wpe", None) else LR_ADAM
     groups = [{"params": others, "lr": rate}, {"params": slow, "lr": LR_ADAM / 10}]
-    opts = [torch.optim.Muon(inner, lr=LR_MUON, weight_decay=0.0),
+    rounds = partial(torch.optim.Muon, weight_decay=0.0)            # to bfloat16: fast on a GPU
+    muon = rounds if model.device.type == "cuda" else kernels.Muon
+    opts = [muon(inner, lr=LR_MUON),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]
     for group in (group for opt in opts for group in opt.param_groups):
         group["peak"] = group["lr"]

@@ -113,6 +113,22 @@ def muon(params, momenta, lr, beta=0.95):
         p.sub_(lr * (g if flat else g.mT))
 
 
+class Muon(torch.optim.Optimizer):
+    """`muon` as an optimizer of matrices (m, n), with the step size of torch.optim.Muon, but without
+    its rounding to bfloat16: a CPU that has no instructions for that multiplies some ten times more
+    slowly than in float32."""
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                tall = max(1.0, p.shape[0] / p.shape[1])
+                muon([p], [momentum], group["lr"] * tall ** 0.5)
+
+
 def slowed(freq, factor, low, high, context):
     """Llama 3 in a context `factor` times as long: frequencies that turn less than `low` times in
     the old one are slowed by the factor, those of more than `high` turns stay, others between."""

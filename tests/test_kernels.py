@@ -199,3 +199,36 @@ def test_levenshtein_of_long_rows():
     pairs = [tuple(p) for p in pairs] + [([0] * 170, [1] * 170)]
     (a, len_a), (b, len_b) = (pad_rows([p[side] for p in pairs]) for side in (0, 1))
     assert levenshtein(a, b, len_a, len_b).tolist() == [edit_distance(*p) for p in pairs]
+
+
+# --------------------------------------------------------------------------------------------------
+# The optimizer of a base
+
+def stepped(opt, p, grads, state=None):
+    if state:
+        opt.load_state_dict(state)
+    for grad in grads:
+        p.grad = grad.clone()
+        opt.step()
+    return opt.state_dict()
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (24, 24)])
+def test_muon_is_that_of_torch_without_its_rounding(shape):
+    grads = [torch.randn(shape) for _ in range(4)]
+    ours, theirs, without = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(3))
+    stepped(kernels.Muon([ours, without], lr=0.1), ours, grads)
+    stepped(torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0), theirs, grads)
+    assert (ours - theirs).abs().max() < 0.03 * theirs.abs().max()          # bfloat16: 8 bits
+    assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
+    assert not torch.equal(ours, theirs) and not without.any()              # no gradient, no step
+
+
+def test_muon_goes_on_from_a_saved_state_with_the_same_bits():
+    grads = [torch.randn(6, 4) for _ in range(4)]
+    whole, parted = (torch.nn.Parameter(torch.zeros(6, 4)) for _ in range(2))
+    stepped(kernels.Muon([whole], lr=0.1), whole, grads)
+    half = stepped(kernels.Muon([parted], lr=0.1), parted, grads[:2])
+    again = torch.nn.Parameter(parted.detach().clone())
+    stepped(kernels.Muon([again], lr=0.1), again, grads[2:], half)
+    assert torch.equal(whole, again)
