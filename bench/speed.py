@@ -38,7 +38,7 @@ from bench.race import (PEERS, amp, clock, edit_distance, fisher_of_batches,    
 from data import flags, gate, store                                  # noqa: E402
 from data.engine import generate, new_cache, pad_rows                # noqa: E402
 from data.flags import COUNT, SOME, SWITCH, TEXT                     # noqa: E402
-from data.kernels import in_chunks, levenshtein                      # noqa: E402
+from data.kernels import Muon, in_chunks, levenshtein                # noqa: E402
 from data.text import Day, sentences                                 # noqa: E402
 from model import FAST, GPT, Config                                  # noqa: E402
 
@@ -120,6 +120,25 @@ def time_goes(o, run):
     name = "self_device_time_total" if o.device == "cuda" else "self_cpu_time_total"
     spent = {e.key: getattr(e, name) for e in p.key_averages()}
     return {k: spent[k] / sum(spent.values()) for k in sorted(spent, key=spent.get)[-6:]}
+
+
+def row_muon(o):
+    """A step of Muon for the matrices of the default self: ours, and torch's, which rounds
+    to bfloat16; differs_by: of the first steps, over the largest."""
+    c = Config(n_layer=1, n_embd=32) if o.quick else Config()
+    weights = sleep.optimizers(GPT(c).to(o.device))[0].param_groups[0]["params"]
+    runs, steps = {}, {}
+    for name, opt in (("nanoSleep", Muon), ("torch.optim.Muon", torch.optim.Muon)):
+        mine = [torch.zeros_like(p) for p in weights]
+        for p, like in zip(mine, weights):
+            p.grad = like.detach().clone()
+        runs[name] = opt(mine, lr=0.01).step
+        runs[name]()
+        steps[name] = torch.cat([p.flatten() for p in mine])
+    ours, theirs = steps.values()
+    many = sum(p.numel() for p in weights)
+    yield race(o, f"a step of Muon, {len(weights)} matrices of {many:,} weights", many, "weights/s",
+               runs, differs_by={"torch.optim.Muon": gap(ours, theirs) / float(ours.abs().max())})
 
 
 def row_sample(o):

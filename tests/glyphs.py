@@ -105,7 +105,7 @@ def listening(model, seed=0):
     return model
 
 
-def with_other_marks(base, world, steps=60):
+def with_other_marks(base, world, steps=120):
     """The same self, used to the MARKS of now, whichever it learnt to read with."""
     model, rng = GPT(base.config), random.Random(0)
     known = base.state_dict()

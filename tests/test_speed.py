@@ -57,6 +57,12 @@ def test_competitors_compute_the_same(row):
         assert all(line["differs_by"] and len(line["seconds"]) >= 2 for line in lines)
 
 
+def test_muon_takes_the_step_of_torch_but_for_its_rounding():
+    line, = speed.row_muon(tiny())
+    assert list(line["seconds"]) == ["nanoSleep", "torch.optim.Muon"]
+    assert 0 < line["differs_by"]["torch.optim.Muon"] < 0.05            # bfloat16 has 8 bits
+
+
 def test_a_missing_peer_is_named_with_how_to_get_it(monkeypatch):
     real, find = race.importlib.import_module, importlib.util.find_spec
 
