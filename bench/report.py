@@ -444,9 +444,11 @@ def ingredients(files):
 
 SPEED = """
 Competitors run in turn in one process on the same weights and data; CPU time of one thread, medians
-of 3 rounds (2 for KL, 1 for a night), on a machine with other work. Goals were set before. Rows on
-cuda: an H200, bfloat16 autocast, wall clock. *An older copy* is this project before its speed was looked at (commit
-f152c23).
+of 3 rounds (2 for KL, 1 for a night, 9 for Muon), on a machine with other work. Goals were set
+before. Rows on cuda: an H200, bfloat16 autocast, wall clock. *An older copy* is this project before
+its speed was looked at (commit f152c23). The row of Muon alone is of a CPU that has no instructions
+for bfloat16, to which torch.optim.Muon rounds. All result files of commits before 4e10308 are of
+bases by torch's.
 """
 
 WHY = """
