@@ -187,7 +187,7 @@ def optimizers(model):
     rate = LR_ADAM / 3 if getattr(model, "wpe", None) else LR_ADAM
     groups = [{"params": others, "lr": rate}, {"params": slow, "lr": LR_ADAM / 10}]
     rounds = partial(torch.optim.Muon, weight_decay=0.0)            # to bfloat16: fast on a GPU
-    muon = rounds if model.device.type == "cuda" else kernels.Muon
+    muon = rounds if inner[0].is_cuda else kernels.Muon
     opts = [muon(inner, lr=LR_MUON),
             torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]
     for group in (group for opt in opts for group in opt.param_groups):
