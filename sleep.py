@@ -22,7 +22,6 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -186,10 +185,11 @@ def optimizers(model):
         (inner if matrix else slow if gentle else others).append(p)
     rate = LR_ADAM / 3 if getattr(model, "wpe", None) else LR_ADAM
     groups = [{"params": others, "lr": rate}, {"params": slow, "lr": LR_ADAM / 10}]
-    rounds = partial(torch.optim.Muon, weight_decay=0.0)            # to bfloat16: fast on a GPU
-    muon = rounds if inner[0].is_cuda else kernels.Muon
-    opts = [muon(inner, lr=LR_MUON),
-            torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]
+    if inner[0].is_cuda:                # torch's rounds to bfloat16, which many a CPU is slow at
+        muon = torch.optim.Muon(inner, lr=LR_MUON, weight_decay=0.0)
+    else:
+        muon = kernels.Muon(inner, lr=LR_MUON)
+    opts = [muon, torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)]
     for group in (group for opt in opts for group in opt.param_groups):
         group["peak"] = group["lr"]
     return opts

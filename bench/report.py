@@ -87,8 +87,9 @@ def lives(files):
             picture("week.png", "what is known of which day after which night, kind by kind"),
             *moves(files["moves.json"], files["week.json"]),
             "**What a newcomer waits.** The README's first command in a clean clone, one thread of a "
-            "CPU without AVX-512, beside three other jobs on its two cores:", *headed("newcomer.json", files["newcomer.json"],
-                                          tables.newcomer(files["newcomer.json"])),
+            "CPU without AVX-512, beside three other jobs on its two cores:",
+            *headed("newcomer.json", files["newcomer.json"],
+                    tables.newcomer(files["newcomer.json"])),
             picture("life.png", "what is known of which day after which night: this life"),
             "`sft` trains all weights on the sentences of the day: it learns to say them, not to "
             "answer about them, and unlearns reading. `none` does nothing at night.",

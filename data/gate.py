@@ -125,9 +125,9 @@ def remember(model, marks, asked, max_new=MAX_NEW, surprise=SURPRISE):
 
     Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
     "I do not know", or is not SURE, does not know; where none is sure, the surest counts, if it is
-    more than a GUESS. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>. Returns [(answer ids, source)];
-    source: (level, expert), or None for the pretrained self. The rule chooses once a question: the
-    whole answer, however long, comes from one source.
+    more than a GUESS. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>. Returns
+    [(answer ids, source)]; source: (level, expert), or None for the pretrained self. The rule
+    chooses once a question: the whole answer, however long, comes from one source.
     """
     if len(model.names):
         return judge(model, marks, asked)
