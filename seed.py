@@ -53,7 +53,7 @@ REPLAYED, REPLAY_WEIGHT = 320, 8.0  # dreams that protect what is old where ther
 MOVE_STEPS = 3                      # of a move, a fact
 MOVE_LEAST, MOVE_MOST = 500, 12000  # in all: at least, at most
 AT_LAST = 0.25                      # share of them for what is about to be lost
-BITS, LEAST_RANK = 0.2, 16          # a parameter of a slower expert is to hold; its least rank
+BITS, LEAST_RANK = 0.4, 16          # a parameter of a slower expert is to hold; its least rank
 STILL_KNOWN = 0.85                  # share of its quizzes that a move must keep
 
 
