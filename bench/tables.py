@@ -705,6 +705,7 @@ def moved_week(moves, week):
                   ["seconds of all nights", *(f"{n:,.0f}" for n in spent), ""]])
 
 
+SIZE = ("bits_a_parameter", "steps", "wordings")      # what sizes.py tries
 AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": (32, 91),
         "half a year": (92, 183), "longer": (184, 10 ** 9)}         # nights since
 
@@ -731,6 +732,29 @@ def year(file):
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
                                 costs(list(longest)))    # a longer life holds the shorter
+
+
+def sizes(file):
+    """Moves of sizes.py: the same memories in experts of fewer parameters, learnt in fewer steps."""
+    tried = {}
+    for r in file["runs"]:
+        tried.setdefault(tuple(r[k] for k in SIZE), []).append(r)
+    before = {r["seed"]: r for r in tried.pop((None, None, None))}
+    lines = [["before", "", "", "", "", "", *known_of(before.values()), "", ""]]
+    for size, runs in sorted(tried.items()):
+        made = [r for r in runs if "undone" not in r]
+        gaps = [r["recall"] - before[r["seed"]]["recall"] for r in made]
+        cost = [f"{mean(r[k] for r in made):.0f}" if made else "-" for k in ("rank", "seconds")]
+        lines.append([*size, f"{len(made)} of {len(runs)}", *cost, *known_of(made),
+                      f"{min(gaps):+.3f}" if gaps else "-",
+                      stats.gap(gaps) if len(gaps) > 1 else "-"])
+    return table(["bits a parameter", "steps a fact", "wordings a thing", "made", "rank", "seconds",
+                  "recall", "reversed", "old", "never met", "worst seed", "minus before"], lines)
+
+
+def known_of(runs):
+    return [f"{mean(there([r[k] for r in runs])):.3f}" if runs else "-"
+            for k in ("recall", "reversed", "old", "never_met")]
 
 
 def strangers(run):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sleep
-from bench import tables, year
+from bench import sizes, tables, year
 from data import flags, world
 
 
@@ -62,6 +62,33 @@ def test_a_last_night_that_is_killed_and_gone_on_with(lived, monkeypatch, capsys
     monkeypatch.setattr(year, "DIES", "seed.muon:1")                # never reached
     with pytest.raises(ValueError, match="not killed"):
         year.main([*words, "--kill=1"])
+
+
+def test_moves_of_other_sizes_begin_on_the_same_evening(lived, tmp_path, monkeypatch, capsys):
+    """Each move has the constants of its size and the same random numbers; then all is as before."""
+    words, seen = lived[0], []
+    monkeypatch.setattr(sizes, "TRIED", ((0.2, 3, 40), (0.8, 5, 7)))
+
+    def consolidate(model, level, marks, a):
+        seen.append((sizes.night.BITS, sizes.night.MOVE_STEPS, sizes.rehearsal.WORDINGS,
+                     sizes.night.LEAST_RANK, torch.rand(1).item()))
+        if len(seen) == 2:
+            raise sizes.night.RestlessNight("for the test")
+        return {"rank": 8, "known": 1.0}
+    monkeypatch.setattr(sizes.night, "consolidate", consolidate)
+    usual = sizes.night.BITS, sizes.night.LEAST_RANK, sizes.rehearsal.WORDINGS
+    here = [words[3], f"--work={tmp_path}", f"--result={tmp_path / 's.json'}", "--days=2",
+            "--seeds=6"]
+    sizes.main(here)
+    assert [s[:4] for s in seen] == [(0.2, 3, 40, 4), (0.8, 5, 7, 4)] and seen[0][4] == seen[1][4]
+    assert usual == (sizes.night.BITS, sizes.night.LEAST_RANK, sizes.rehearsal.WORDINGS)
+    before, made, undone = json.load(open(tmp_path / "s.json"))["runs"]
+    assert before["recall"] == made["recall"] and made["rank"] == 8 and "rank" not in before
+    assert undone["undone"] == "for the test" and "recall" not in undone
+    said = capsys.readouterr().out
+    assert "| 0.2 | 3 | 40 | 1 of 1 | 8 |" in said and "| 0.8 | 5 | 7 | 0 of 1 | - |" in said
+    sizes.main(here)                                                # what is there stays
+    assert len(seen) == 2
 
 
 def test_the_clock_changes_nothing_and_is_taken_away(lived):
