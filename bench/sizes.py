@@ -98,7 +98,8 @@ def main(argv):
         year.live(life, number)
         out = year.folder(life, o.days, number)
         words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--people=1",
-                 f"--period={life.period}", f"--levels={life.levels}", "--threads=1"]
+                 f"--period={life.period}", f"--levels={life.levels}", "--threads=1",
+                 f"--directions={life.directions}"]
         for size in (None, *TRIED):
             same = {"seed": number, **named(size)}
             if not any(same.items() <= r.items() for r in file["runs"]):

@@ -713,9 +713,10 @@ AGES = {"yesterday": (1, 1), "a week": (2, 7), "a month": (8, 31), "a quarter": 
 def year(file):
     """Lives of year.py: what is left of them, by age, by level; what a move costs."""
     runs = sorted(file["runs"], key=lambda r: (-r["days"], r["levels"], r["seed"]))
-    lines = table(["days", "seed", "levels", "facts", "ACC", "BWT", "old", "reading", "never met",
-                   "undone", "parameters added", "bits a parameter", "code"],
-                  [[r["days"], r["seed"], r["levels"], r["facts"], f"{r['ACC']:.3f}",
+    lines = table(["days", "seed", "levels", "directions", "facts", "ACC", "BWT", "old", "reading",
+                   "never met", "undone", "parameters added", "bits a parameter", "code"],
+                  [[r["days"], r["seed"], r["levels"], r.get("directions") or "all", r["facts"],
+                    f"{r['ACC']:.3f}",
                     f"{r['BWT']:+.3f}", f"{r['old_after']:.3f}", f"{r['reading_after']:.3f}",
                     strangers(r), r["undone"], f"{added(r):,}", f"{r['bits'] / added(r):.3f}",
                     of_code(r)] for r in runs])
@@ -728,7 +729,7 @@ def year(file):
     lines += [f"\nKilled in the middle of night {r['killed']['night']} and gone on with (seed "
               f"{r['seed']}): {'the same bits' if r['killed']['same_bits'] else '**other bits**'}."
               for r in runs if "killed" in r]
-    same = ("seed", "people", "period", "levels")
+    same = ("seed", "people", "period", "levels", "directions")
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
     return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
                                 costs(list(longest)))    # a longer life holds the shorter

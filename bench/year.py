@@ -44,6 +44,7 @@ FLAGS = {
     "people": (1, (1, 64), "new people a day, beside the news of three known"),
     "period": (7, flags.COUNT, "nights from move to move of the fast level"),
     "levels": (4, (1, 8), "of memory"),
+    "directions": (32, flags.COUNT, "in which the gate tells things apart; 0: as many as it hears"),
     "exam_every": (7, (1, 10000), "mornings from one exam about all days to the next"),
     "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
     "work": ("out-year", flags.TEXT, "folder of the lives"),
@@ -68,7 +69,8 @@ def live(o, number):
     go_on_from_a_shorter(o, number, out)
     base = [f"--init_from={o.base.replace('{}', str(number))}"] * bool(o.base)
     words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
-             f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}", *base]
+             f"--people={o.people}", f"--period={o.period}", f"--levels={o.levels}",
+             f"--directions={o.directions}", *base]
     a, data = begun(words, out)
     done = os.path.isfile(os.path.join(out, "base.pt"))
     usual, exam.EVERY = (sleep.NIGHTS["sleep"], night.consolidate), o.exam_every
@@ -105,7 +107,7 @@ def gone_on(out, words):
 
 def folder(o, days, number):
     return os.path.join(os.path.abspath(o.work), f"days{days}-people{o.people}-period{o.period}-"
-                        f"levels{o.levels}-seed{number}")
+                        f"levels{o.levels}-directions{o.directions}-seed{number}")
 
 
 def go_on_from_a_shorter(o, number, out):
@@ -188,7 +190,7 @@ def row(o, number, summary, state, model, times, command):
     moves = [(n["night"], m) for n in state["nights"] for m in n.get("moves", ())]
     told = bits_told(number, o)
     return {"days": o.days, "seed": number, "people": o.people, "period": o.period,
-            "levels": o.levels, **stats.provenance("python sleep.py " + command),
+            "levels": o.levels, "directions": o.directions, **stats.provenance("python sleep.py " + command),
             **{k: summary[k] for k in keys if k in summary},
             "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
             "next_morning": [r[i] for i, r in enumerate(summary["R"])],
@@ -225,8 +227,8 @@ def main(argv):
         for number in seeds:
             file = stats.read(os.path.abspath(o.result)) or {"runs": []}
             same = {"days": o.days, "seed": number, "people": o.people, "period": o.period,
-                    "levels": o.levels}
-            file["runs"] = [r for r in file["runs"] if {k: r[k] for k in same} != same]
+                    "levels": o.levels, "directions": o.directions}
+            file["runs"] = [r for r in file["runs"] if {k: r.get(k, 0) for k in same} != same]
             file["runs"].append(live(o, number))
             kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
             file |= stats.provenance(shlex.join(["python", "bench/year.py", *kept]))

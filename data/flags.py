@@ -92,6 +92,8 @@ GROUPS = {  # heading: {name: (default, allowed, what it does)}
         "levels": (4, (1, 8), "of memory, fast to slow; each moves into the next slower one"),
         "period": (0, COUNT, "nights from one move of the fast level to the next, say 7; the level "
                    "after it moves every period^2 nights, and so on; 0: never"),
+        "directions": (0, COUNT, "in which the gate tells things apart, say 32: less to keep of "
+                       "each in a long life; 0: as many as the self is wide"),
     },
 }
 FLAGS = {name: flag for group in GROUPS.values() for name, flag in group.items()}
@@ -219,6 +221,9 @@ def together(a, asked_for):
     if a.period and (a.data not in ("world", "text") or not a.gate or not a.expand):
         fail(f"{typed('period', str(a.period))} moves memories of what has a name, each behind its "
              "gate: only with --data=world or text, --gate=1 and --expand=1")
+    if a.directions and (a.data not in ("world", "text") or not a.gate):
+        fail(f"{typed('directions', str(a.directions))} are those in which the gate tells names "
+             "apart: only with --data=world or text and --gate=1")
     days = {"world": max(a.days, 28), "text": 28}.get(a.data, 0)
     if days * a.people > PEOPLE:
         said = " ".join(typed(k, str(asked_for[k])) for k in ("days", "people") if k in asked_for)

@@ -579,7 +579,7 @@ def invent(model, marks, n):
 
 
 @torch.no_grad()
-def learn_to_listen(model, marks, heard_already=None):
+def learn_to_listen(model, marks, heard_already=None, directions=0):
     """Once, before the first night: what the gate must know of the self, from its own inventions.
 
     Where questions about one invented thing become specific, the states differ only by wording:
@@ -587,6 +587,7 @@ def learn_to_listen(model, marks, heard_already=None):
     what the self, closed book, says of most things it has invented is "I do not know". What it
     imagined is kept: a night judges by it how far a thing may reach. And if its answers mostly
     stand in the passages word by word, then what does not stand there was not told (`asking.says`).
+    directions: in which the metric tells things apart, 0: in all.
     """
     if model.config.listens == "text":
         x, thing, _ = hear(model, marks, heard_already)
@@ -602,7 +603,7 @@ def learn_to_listen(model, marks, heard_already=None):
     names = [(p, *([0, *q][end - 1:end + 1])) for (p, q, _), end in zip(unpack(z), z.end)]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     thing = torch.tensor([number[name] for name in names], dtype=torch.long, device=model.device)
-    fit_metric(model, heard(model, z, marks), thing)
+    fit_metric(model, heard(model, z, marks), thing, directions=directions)
     asked = [q for _, q, _ in pairs[:INVENTED]] + dream.questions(model, marks, ALSO_ASKED)
     model.imagined, _ = pad_rows(list(dict.fromkeys(asked)), model.device, -1)
     said_ = Counter(tuple(y) for y in greedy(model, [[*marks.bos, *q] for _, q, _ in
@@ -620,13 +621,25 @@ def stands_in(words, text):
     return any(text[i:i + len(words)] == words for i in range(len(text)))
 
 
-def fit_metric(model, x, thing, shrink=0.01, inside=0.98):
+def fit_metric(model, x, thing, shrink=0.01, inside=0.98, directions=0):
     """W with |W (x - mean of its thing)|^2 < 1 for 98 % of the states x (N, d) of things (N,), or
-    (inside None) with a covariance of 1."""
+    (inside None) with a covariance of 1. directions: W has so many rows, 0: d of them."""
     apart = differences(x, thing)
     W = whitening(covariance(x, thing, shrink))
+    if directions:
+        W = product(discriminants(product(x, W.T), thing)[:directions], W)
     spread = product(apart, W.T).square().sum(1) if len(apart) > 1 else x.new_ones(1)
     model.metric = W if inside is None else W / spread.quantile(inside).clamp_min(1e-6).sqrt()
+
+
+def discriminants(x, thing):
+    """Directions (d, d), those first in which the means of things (N,) of whitened states x (N, d)
+    lie furthest apart (Fisher's linear discriminants)."""
+    mean, _ = means(x, thing)
+    if len(mean) < 2:
+        return torch.eye(x.shape[1], device=x.device)
+    _, directions = torch.linalg.eigh(torch.cov(mean.T))            # columns, the least first
+    return directions.flip(1).T
 
 
 def differences(x, thing):

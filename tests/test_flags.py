@@ -403,6 +403,14 @@ def test_trying_how_fast_the_machine_is_learns_and_draws_nothing():
     assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
 
 
+@pytest.mark.parametrize("words", [["--data=clinc150"], ["--data=languages"], ["--gate=0"]])
+def test_directions_where_nothing_is_told_apart_are_refused_in_one_line(words, capsys):
+    with pytest.raises(SystemExit):
+        flags.parse([*words, "--directions=32"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--directions=32" in said
+
+
 @pytest.mark.parametrize("words", [["--data=clinc150"], ["--data=languages"], ["--gate=0"],
                                    ["--expand=0"]])
 def test_a_period_where_nothing_can_move_is_refused_in_one_line(words, capsys):

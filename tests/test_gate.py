@@ -365,11 +365,32 @@ def test_the_metric_whitens_what_differs_within_a_thing():
                        mean @ model.metric.T).add(99 * torch.eye(200)).min() > 1
 
 
+def test_a_metric_of_few_directions_has_those_that_tell_things_apart():
+    """Things that differ in two of six directions, however loud the others are."""
+    model, d = SimpleNamespace(), 6
+    turn = torch.linalg.qr(torch.randn(d, d))[0]
+    thing = torch.arange(4000) % 200
+    mean = torch.cat([torch.randn(200, 2) * 100, torch.zeros(200, d - 2)], 1)
+    x = (mean[thing] + torch.randn(4000, d) * torch.tensor([1.0, 1, 50, 50, 50, 50])) @ turn.T
+    means, _ = gate.means(x, thing)
+
+    def told_apart(W):
+        return (torch.cdist(x @ W.T, means @ W.T).argmin(1) == thing).float().mean()
+    gate.fit_metric(model, x, thing)
+    assert model.metric.shape == (d, d) and told_apart(model.metric[:2]) < 0.5
+    of_all = told_apart(model.metric)
+    gate.fit_metric(model, x, thing, directions=2)
+    assert model.metric.shape == (2, d) and told_apart(model.metric) > max(0.9, of_all - 0.01)
+    share = ((x - means[thing]) @ model.metric.T).square().sum(1).lt(1).float().mean()
+    assert 0.97 < share < 0.995
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_the_metric_of_a_self_that_cannot_read_is_still_a_metric(n):
     model = SimpleNamespace()
-    gate.fit_metric(model, torch.randn(n, 6), torch.arange(n))
-    assert model.metric.shape[1] == 6 and model.metric.isfinite().all()
+    for directions, rows in ((0, 6), (4, 4)):
+        gate.fit_metric(model, torch.randn(n, 6), torch.arange(n), directions=directions)
+        assert model.metric.shape == (rows, 6) and model.metric.isfinite().all()
 
 
 def test_nearest_is_the_nearest_token_of_each_row():

@@ -18,7 +18,7 @@ def lived(tmp_path_factory):
     a = flags.parse(["--n_layer=2", "--n_embd=64"])
     torch.manual_seed(0)
     model = sleep.GPT(sleep.config_of(a, world.load(a)))
-    model.metric = torch.eye(64)
+    model.metric = torch.eye(64)[:32]
     sleep.save(base, model, seconds=0.0)
     words = ["--days=4", "--period=2", "--exam_every=2", f"--base={base}", f"--work={work}",
              f"--result={result}"]
@@ -36,6 +36,14 @@ def test_a_life_and_its_file(lived, capsys):
     year.main(words)                                                # finished: not lived again
     assert json.load(open(result))["runs"][0]["times"] == r["times"]
     assert "a quarter" in capsys.readouterr().out
+
+
+def test_a_base_that_hears_otherwise_is_refused_in_one_line(lived, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        year.main([lived[0][3], f"--work={tmp_path}", f"--result={tmp_path / 'y.json'}",
+                   "--directions=16"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "32 directions" in said and "--directions=16" in said
 
 
 def test_a_longer_life_goes_on_from_a_shorter_one(lived, tmp_path):
