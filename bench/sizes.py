@@ -1,8 +1,8 @@
 """
 How small may a slower expert be? The first move of a long life, made again and again.
 
-    python bench/sizes.py --seeds=9,10,11            lives of six days (bench/year.py), then the move
-    python bench/sizes.py --table=1                  only the table, from the result file
+    python bench/sizes.py --seeds=10,11       lives of six days (bench/year.py), then the move
+    python bench/sizes.py --table=1           only the table, from the result file
                                                                     -> bench/results/sizes.json
 From the same evening, with the same random numbers, the six experts of the fast level become one of
 the next: of a rank of so many bits a parameter, after so many steps for a fact, asked in so many
@@ -25,7 +25,7 @@ from data import exam, flags, notes, rehearsal, run, store           # noqa: E40
 from model import FAST                                               # noqa: E402
 
 FLAGS = {
-    "seeds": ("9,10,11", flags.TEXT, "seeds of weights and world, with commas"),
+    "seeds": ("10,11", flags.TEXT, "seeds of weights and world, with commas"),
     "days": (6, (1, 10000), "days of the life before the move"),
     "base": ("", flags.TEXT, "a base to begin with, {} for the seed; none: a new one"),
     "work": ("out-year", flags.TEXT, "folder of the lives, that of bench/year.py"),
@@ -34,7 +34,7 @@ FLAGS = {
 }
 NAME = "sizes.py"
 USUAL = (night.BITS, night.MOVE_STEPS, rehearsal.WORDINGS)
-TRIED = (USUAL, (0.2, 3, 40), (0.8, 3, 40), (1.6, 3, 40), (0.4, 2, 40), (0.4, 6, 40), (0.4, 3, 100))
+TRIED = (USUAL, (0.2, 3, 40), (0.8, 3, 40), (0.4, 2, 40), (1.6, 3, 40), (0.4, 6, 40), (0.4, 3, 100))
 SMALLEST = 4                        # rank here: the least one of a move would hide what is tried
 APART = ("not_told", "reversed", "described", "typed")
 
@@ -86,24 +86,31 @@ def asked_of(model, data):
             **{k: exam.share(always, [k]) for k in data.always}}
 
 
+def life_of(number, o):
+    """The life before the move, lived if it is not there -> (the words that begin it, its folder).
+    """
+    life = flags.parse([], year.__doc__, year.FLAGS, NAME)
+    life.days, life.base, life.work = o.days, o.base, o.work
+    year.live(life, number)
+    words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--threads=1",
+             f"--people={life.people}", f"--period={life.period}", f"--levels={life.levels}",
+             f"--directions={life.directions}"]
+    return words, year.folder(life, o.days, number)
+
+
 def main(argv):
     o = flags.parse(argv, __doc__, FLAGS, NAME)
     seeds = flags.numbers(o.seeds, "seeds", NAME)
     file = stats.read(os.path.abspath(o.result)) or {"runs": []}
-    for number in () if o.table else seeds:
-        life = flags.parse([], year.__doc__, year.FLAGS, NAME)
-        life.days, life.base, life.work = o.days, o.base, o.work
-        print(f"seed {number}: {len(TRIED)} moves of some two minutes of a quiet CPU thread; cut "
-              "it off when you like, it goes on", flush=True)
-        year.live(life, number)
-        out = year.folder(life, o.days, number)
-        words = [f"--seed={number}", f"--world_seed={number}", f"--days={o.days}", "--people=1",
-                 f"--period={life.period}", f"--levels={life.levels}", "--threads=1",
-                 f"--directions={life.directions}"]
-        for size in (None, *TRIED):
+    if not o.table:
+        print(f"{len(seeds) * len(TRIED)} moves of some two minutes of a quiet CPU thread, behind "
+              f"{len(seeds)} lives of 15; cut it off when you like, it goes on", flush=True)
+        lives = {number: life_of(number, o) for number in seeds}
+    for size in () if o.table else (None, *TRIED):
+        for number in seeds:
             same = {"seed": number, **named(size)}
             if not any(same.items() <= r.items() for r in file["runs"]):
-                found = moved(words, out, size) if size else evening(words, out)
+                found = moved(*lives[number], size) if size else evening(*lives[number])
                 file["runs"].append(same | found)
                 kept = [w for w in argv if not w.startswith(("--work", "--result", "--base"))]
                 file |= stats.provenance(shlex.join(["python", "bench/sizes.py", *kept]))

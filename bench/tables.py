@@ -731,7 +731,7 @@ def year(file):
               for r in runs if "killed" in r]
     same = ("seed", "people", "period", "levels", "directions")
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
-    return lines + [""] + table(["from level", "moves", "undone", "before", "after, same days"],
+    return lines + [""] + table(["directions", "from level", "moves", "undone", "before", "after, same days"],
                                 costs(list(longest)))    # a longer life holds the shorter
 
 
@@ -824,13 +824,17 @@ def pace(run):
 
 
 def costs(runs):
-    """A line a level: its moves, and recall of the same days before and after them (paired)."""
-    levels = sorted({m["level"] for r in runs for _, m in r["moves"]})
-    for level in levels:
-        mine = [(r, n, m) for r in runs for n, m in r["moves"] if m["level"] == level]
+    """A line a gate and a level: its moves, and recall of the same days before and after them
+    (paired)."""
+    moves = {}
+    for r in runs:
+        for night, m in r["moves"]:
+            key = r.get("directions") or "all", m["level"]
+            moves.setdefault(key, []).append((r, night, m))
+    for (directions, level), mine in sorted(moves.items(), key=str):
         pairs = [pair for r, n, m in mine if "undone" not in m for pair in moved_days(r, n, level)]
         before, gaps = [b for b, _ in pairs], [a - b for b, a in pairs]
-        yield [level, len(mine), sum("undone" in m for _, _, m in mine),
+        yield [directions, level, len(mine), sum("undone" in m for _, _, m in mine),
                f"{mean(before):.3f}" if before else "-",
                paired(gaps) if len(gaps) > 1 else "-"]
 

@@ -131,7 +131,9 @@ def test_what_a_move_costs_is_read_from_the_mornings_around_it():
     assert tables.moved_days(run, 4, 1) == [(1.0, 0.5)]
     assert tables.moved_days(run, 4, 2) == [(0.5, 0.5), (1.0, 1.0), (1.0, 0.5)]
     (line,) = tables.costs([run])
-    assert line[:4] == [1, 2, 0, "1.000"] and "−.500" in line[4]
+    assert line[:5] == ["all", 1, 2, 0, "1.000"] and "−.500" in line[5]
+    all_, few = tables.costs([{**run, "directions": 32}, run])      # of each gate by itself
+    assert few[:3] == [32, 1, 2] and all_[1:] == line[1:]
 
 
 def test_which_code_lived_which_nights():
