@@ -358,7 +358,7 @@ def test_the_script_goes_on_and_refuses_other_settings(tmp_path, monkeypatch, ca
     assert len(said) == 1 and "other settings" in said[0]
 
 
-def deaf(model, marks, heard_already=None):
+def deaf(model, marks, heard_already=None, directions=0):
     model.metric = torch.eye(model.config.n_embd)
 
 

@@ -77,7 +77,7 @@ def test_defaults():
         if range_ is not None:
             shown = str(int(default)) if type(default) is bool else str(default)
             assert flags.value_of(name, shown) == default
-    assert len(flags.FLAGS) <= 44
+    assert len(flags.FLAGS) <= 45
     assert flags.parse(["--data=dbpedia"]).data_dir == os.path.join("data", "dbpedia")
     assert flags.parse(["--data=dbpedia", "--data_dir=x"]).data_dir == "x"
 
