@@ -94,7 +94,10 @@ def born(a, data):
     else:
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
-    model = fits(model, data, a).to(a.torch_device)
+    model = fits(model, data, a.init_from).to(a.torch_device)
+    if a.directions and len(model.metric) not in (0, a.directions):
+        flags.fail(f"{a.init_from} tells things apart in {len(model.metric)} directions, learnt "
+                   f"once: leave out --directions={a.directions}")
     model.config.recompute = a.recompute
     if a.widen:
         model = widen(model, n_embd=a.widen, n_head=a.widen // 32, d_ff=4 * a.widen)
@@ -108,14 +111,10 @@ def ranks_of(a, data):
     return a.rank, fast, *[3 * a.rank] * max(1, a.levels - 1)
 
 
-def fits(model, data, a):
-    source, heard_in = a.init_from, len(model.metric)
+def fits(model, data, source):
     if model.config.vocab_size != data.enc.n_vocab:
         flags.fail(f"{source} has a vocabulary of {model.config.vocab_size} tokens, the tokenizer "
                    f"of --data={data.name} has {data.enc.n_vocab}: they do not belong together")
-    if a.directions and heard_in not in (0, a.directions):
-        flags.fail(f"{source} tells things apart in {heard_in} directions, learnt once: leave out "
-                   f"--directions={a.directions}")
     return model
 
 
