@@ -95,8 +95,9 @@ def born(a, data):
         model, _ = load(a.init_from, "cpu")
         model.set_ranks(config.ranks)
     model = fits(model, data, a.init_from).to(a.torch_device)
-    if a.directions and len(model.metric) not in (0, a.directions):
-        flags.fail(f"{a.init_from} tells things apart in {len(model.metric)} directions, learnt "
+    learnt = len(model.metric)
+    if a.directions and learnt not in (0, min(a.directions, model.config.n_embd)):
+        flags.fail(f"{a.init_from} tells things apart in {learnt} directions, learnt "
                    f"once: leave out --directions={a.directions}")
     model.config.recompute = a.recompute
     if a.widen:

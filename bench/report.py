@@ -259,8 +259,8 @@ move, the first 406, and took longer. The more places there are, the more strang
 
 Seeds 10 and 11: 50 days, slow experts of .4 bits a parameter, asked about each thing in at most 40
 wordings, and a gate of 32 directions, those in which things lie furthest apart
-(`gate.discriminants`): a sixth of the numbers, three times the bits a parameter, moves that cost as
-little. What the self was born knowing suffers where the second level moves (night 49): `old` 1.00
+(`gate.discriminants`): three times the bits a parameter of seed 9, and moves that cost as little.
+What the self was born knowing suffers where the second level moves (night 49): `old` 1.00
 and .99 the morning before, .95 and .96 after it. Nights 1 to 7 were lived before `--directions` was
 a flag, with the same 32. Their seconds are of a CPU with other work. On no seed was a passage given
 up but on seed 9, aloud. `python bench/year.py --days=365` goes on from here.

@@ -20,7 +20,7 @@ import seed as night                                                 # noqa: E40
 import sleep                                                         # noqa: E402
 from bench import stats, year                                        # noqa: E402
 from bench.ablations import begun                                    # noqa: E402
-from bench.tables import SIZE, sizes                                       # noqa: E402
+from bench.tables import SIZE, sizes                                 # noqa: E402
 from data import exam, flags, notes, rehearsal, run, store           # noqa: E402
 from model import FAST                                               # noqa: E402
 

@@ -731,7 +731,8 @@ def year(file):
               for r in runs if "killed" in r]
     same = ("seed", "people", "period", "levels", "directions")
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
-    return lines + [""] + table(["directions", "from level", "moves", "undone", "before", "after, same days"],
+    return lines + [""] + table(["directions", "from level", "moves", "undone", "before",
+                                  "after, same days"],
                                 costs(list(longest)))    # a longer life holds the shorter
 
 

@@ -190,7 +190,8 @@ def row(o, number, summary, state, model, times, command):
     moves = [(n["night"], m) for n in state["nights"] for m in n.get("moves", ())]
     told = bits_told(number, o)
     return {"days": o.days, "seed": number, "people": o.people, "period": o.period,
-            "levels": o.levels, "directions": o.directions, **stats.provenance("python sleep.py " + command),
+            "levels": o.levels, "directions": o.directions,
+            **stats.provenance("python sleep.py " + command),
             **{k: summary[k] for k in keys if k in summary},
             "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
             "next_morning": [r[i] for i, r in enumerate(summary["R"])],

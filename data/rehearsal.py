@@ -21,7 +21,7 @@ from data.quizzes import (RestlessNight, answers_of, behind_bos, join, pack, rep
                           unpack)
 
 DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate; of each expert
-WORDINGS = 40                       # in which a thing is asked about: others in others, so all are
+WORDINGS = 40                       # in which a thing is asked about, by chance: all things, in all
 ASKED = 80000                       # questions in all, about; of many things fewer wordings each
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
 ALIKE, QUIZZES = 24, 16000          # quizzes with one answer about one thing; in all, at most
