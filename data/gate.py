@@ -32,6 +32,7 @@ SAME = 0.5                          # squared spreads: things nearer to each oth
 DOUBT = 5.0                         # nats by which a question may be likelier to another memory
 SURPRISE = 4.0                      # nats by which a word may be less likely to a slow memory
 SURE, GUESS = 0.6, 0.3              # p of the least certain word of what is known; is worth saying
+SURER = 0.7                         # ... of what a slow memory knows: it has heard of many
 MOST, SYLLABLE = 0.8, 1.5           # share of the gain, nats: where a name ends
 INVENTED = 240                      # passages from which the gate learns what a thing is
 ALSO_ASKED = 800                    # questions out of the blue that tonight's things are held to
@@ -124,10 +125,11 @@ def remember(model, marks, asked, max_new=MAX_NEW, surprise=SURPRISE):
     """Closed book: the memory that wakes and knows, else the pretrained self.
 
     Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
-    "I do not know", or is not SURE, does not know; where none is sure, the surest counts, if it is
-    more than a GUESS. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>. Returns
-    [(answer ids, source)]; source: (level, expert), or None for the pretrained self. The rule
-    chooses once a question: the whole answer, however long, comes from one source.
+    "I do not know", or is not SURE (a slow one SURER), does not know; where none is sure, the
+    surest counts, if it is more than a GUESS; one of a slow memory only where the pretrained self
+    says that it does not know. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>.
+    Returns [(answer ids, source)]; source: (level, expert), or None for the pretrained self. The
+    rule chooses once a question: the whole answer, however long, comes from one source.
     """
     if len(model.names):
         return judge(model, marks, asked)
@@ -145,11 +147,14 @@ def remember(model, marks, asked, max_new=MAX_NEW, surprise=SURPRISE):
         said_ = greedy(model, rows, marks, max_new, awake_for(sources, begin, model.device))
         sure = certainty(model, rows, said_, sources, begin)
         for i, y, source, p, at in zip(waiting, said_, sources, sure, begin):
+            known = y != shrug
             if source is None:
-                found[i] = guess.get(i, (GUESS, y, None))[1:]
-            elif y != shrug and (p > SURE or at == 0):              # 0: no gate, always awake
-                found[i] = (y, source)
-            elif y != shrug and p > guess.get(i, (GUESS,))[0]:
+                _, words, who = guess.get(i, (GUESS, y, None))
+                born_with = shrug and known and who is not None and who[0] > FAST
+                found[i] = (y, None) if born_with else (words, who)
+            elif known and (p > (SURER if source[0] > FAST else SURE) or at == 0):
+                found[i] = (y, source)                              # 0: no gate, always awake
+            elif known and p > guess.get(i, (GUESS,))[0]:
                 guess[i] = (p, y, source)
         waiting = [i for i in waiting if i not in found]
     return [found[i] for i in range(len(prompts))]

@@ -24,7 +24,7 @@ DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate
 WORDINGS = 40                       # in which a thing is asked about, by chance: all things, in all
 ASKED = 80000                       # questions in all, about; of many things fewer wordings each
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
-ALIKE, QUIZZES = 24, 16000          # quizzes with one answer about one thing; in all, at most
+ALIKE, QUIZZES = 24, 32000          # quizzes with one answer about one thing; in all, at most
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
 NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
@@ -49,14 +49,14 @@ def rehearse(model, level, marks, labels=False):
     likely = askable(model, level, asked, expert, marks)
     if not likely.any():
         raise RestlessNight("its memories would ask nothing of what they dream")
-    dreamt, (z, sources) = z, from_memory(model, level, take(asked, likely), marks)
+    dreamt, (z, sources, said) = z, from_memory(model, level, take(asked, likely), marks)
     if not any(sources):
         raise RestlessNight("its memories answer none of their own questions")
     turned = turned_round(model, mine, known, dreamt, z, marks)
     if turned is not None and (likely := askable(model, level, turned, expert, marks)).any():
-        more, others = from_memory(model, level, take(turned, likely), marks)
-        z, sources = join(z, more), sources + others
-    keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())))
+        more, others, words = from_memory(model, level, take(turned, likely), marks)
+        z, sources, said = join(z, more), sources + others, said + words
+    keep = spread(z, asking.agreed(z, tuple(model.unknown.tolist())), said)
     if not any(sources[i] for i in keep):
         raise RestlessNight("its memories answer nothing for sure")
     z, sources = take(z, torch.tensor(keep)), [sources[i] for i in keep]
@@ -188,21 +188,24 @@ def askable(model, level, z, expert, marks):
 
 
 def from_memory(model, level, z, marks):
-    """Quizzes with the answers of the self: (Quizzes, [(level, expert), or None for a shrug]).
+    """Quizzes with the answers of the self: (Quizzes, [(level, expert), or None for a shrug], [what
+    the self says]).
 
     What the level does not know for sure, and a slower one or the pretrained self may, it is to
     learn to leave to them: such a question about one of its things is answered "I do not know". No
     word of what the level itself asks is a surprise to it.
     """
-    shrug, pairs, sources = tuple(model.unknown.tolist()), unpack(z), []
+    shrug, pairs, sources, said = tuple(model.unknown.tolist()), unpack(z), [], []
     asked = [q for _, q, _ in pairs]
     for i, (y, source) in enumerate(remember(model, marks, asked, MAX_NEW, math.inf)):
         mine = source is not None and source[0] == level
         sources.append(source if mine else None)
+        said.append(tuple(y))
         pairs[i] = pairs[i][0], pairs[i][1], tuple(y) if mine else shrug
     done = [i for i, (_, _, y) in enumerate(pairs) if y[-1:] == (marks.end,)]
     z = take(z, torch.tensor(done, dtype=torch.long))
-    return (repack(z, [pairs[i] for i in done]) if done else z), [sources[i] for i in done]
+    z = repack(z, [pairs[i] for i in done]) if done else z
+    return z, [sources[i] for i in done], [said[i] for i in done]
 
 
 def targets(model, z, sources, marks):
@@ -221,10 +224,14 @@ def no_targets(z):
     return torch.empty(len(z.ids), int((z.length - z.start).max()), 0, device=z.ids.device)
 
 
-def spread(z, keep):
-    """The numbers of quizzes, in random order, a question once, not too many with one answer about
-    one thing. What hardly any wording gets as an answer is left out: nobody would ask so. That is
-    fewer than FEW, or where wordings are few, than a third of what the most usual one gets.
+def spread(z, keep, said):
+    """The numbers of quizzes, in random order, a question once, not too many to which the self says
+    the same about one thing. What hardly any wording gets as an answer is left out: nobody would
+    ask so. That is fewer than FEW, or where wordings are few, than a third of what the most usual
+    one gets.
+
+    said: what the self says to each, also where the level is to leave it to others: "I do not
+    know" is then learnt of each fact that somebody was born with, not once for them all.
     """
     order, count, taken = team.share(torch.randperm(len(z.ids)).tolist()), Counter(), set()
     rows = [(q, (k, y)) for k, (_, q, y) in zip(z.thing.tolist(), unpack(z))]
@@ -233,9 +240,9 @@ def spread(z, keep):
     enough = min(asking.FEW, max(often.values(), default=0) // 3)
     most = max(2, min(ALIKE, QUIZZES // max(1, sum(n >= enough for n in often.values()))))
     for i in (i for i in order if keep[i] and often[rows[i][1]] >= enough):
-        q, fact = rows[i]
-        if q not in taken and count[fact] < most:
-            count[fact] += 1
+        (q, fact), alike = rows[i], (rows[i][1][0], said[i])
+        if q not in taken and count[alike] < most:
+            count[alike] += 1
             taken.add(q)
             out.append(i)
     return out

@@ -140,6 +140,25 @@ def test_a_memory_that_is_not_sure_does_not_know(monkeypatch, sure, want):
     assert remember(model, MARKS, [ASK]) == [(says[source], source)]
 
 
+@pytest.mark.parametrize("fast, slow, born_with, want", [
+    (0.2, 0.75, True, SLOW),                                # a slow memory that is sure
+    (0.2, 0.65, True, None),                                # is surer than a fast one has to be:
+    (0.65, 0.9, True, FAST),                                # it has heard of many; its guess yields
+    (0.2, 0.65, False, SLOW),                               # to a self that knows, not to a shrug;
+    (0.4, 0.2, True, FAST)])                                # what was read last night does not
+def test_a_guess_of_a_slow_memory_yields_to_what_the_self_was_born_with(
+        monkeypatch, fast, slow, born_with, want):
+    model, sure = bare((11, 0.5, FAST, 0), (11, 0.5, SLOW, 0)), {FAST: fast, SLOW: slow}
+    says = {FAST: [21, 3], SLOW: [22, 3], None: [24, 3] if born_with else SHRUG}
+    speaking(monkeypatch, lambda who, _: says[who and who[0]], lambda who, y: sure[who[0]]
+             if who else 0.0)
+    source = None if want is None else (want, 0)
+    assert remember(model, MARKS, [ASK]) == [(says[want], source)]
+    model.unknown = model.unknown[:0]                       # one that cannot say so knows nothing
+    got = remember(model, MARKS, [ASK])[0][1]
+    assert got == (source or (SLOW, 0))
+
+
 def test_certainty_is_the_least_certain_word_of_the_answer():
     model, zero = lively(torch.float32), torch.zeros(1, dtype=torch.long)
     rows, answers = [[0, 1, 10, 11, 2], [0, 1, 12, 2], [0, 1, 5, 2]], [[7, 3], [8, 9, 3], [6, 3]]
@@ -277,7 +296,7 @@ def test_the_context_is_read_by_the_pretrained_self(monkeypatch):
 
 def test_without_a_trick_the_answer_is_that_of_the_expert(monkeypatch):
     """No decoder replaced: memories speak as `generate` says, however unsure they are."""
-    monkeypatch.setattr(gate, "SURE", 0.0)
+    monkeypatch.setattr(gate, "SURE", 0.0), monkeypatch.setattr(gate, "SURER", 0.0)
     model = lively(torch.float32)
     model.metric, model.config.hears = torch.randn(5, 48), 1
     asked = [[1, *torch.randint(4, V, (4,)).tolist(), 2] for _ in range(6)]

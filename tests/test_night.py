@@ -335,12 +335,25 @@ def test_not_too_many_quizzes_with_one_answer_and_none_that_hardly_any_wording_g
     rows += [(0, (1, 4, 90 + i, 2), (8, 3)) for i in range(rare)] + [(0, (1, 3, 2), (7, 3))]
     z = pack(rows, "cpu")._replace(thing=torch.zeros(len(rows), dtype=torch.long))
     keep = torch.ones(len(rows), dtype=torch.bool)
-    kept = rehearsal.spread(z, keep)
+    said = [y for _, _, y in rows]
+    kept = rehearsal.spread(z, keep, said)
     assert len(kept) == rehearsal.ALIKE + rare and len(rows) - 1 not in kept
     assert {*range(often, often + rare)} <= {*kept}
-    assert rehearsal.spread(z, ~keep) == []
+    assert rehearsal.spread(z, ~keep, said) == []
     few = [0, len(rows) - 1]                                # of a small world nothing is rare
-    assert sorted(rehearsal.spread(take(z, torch.tensor(few)), keep[few])) == [0, 1]
+    few_said = [said[i] for i in few]
+    assert sorted(rehearsal.spread(take(z, torch.tensor(few)), keep[few], few_said)) == [0, 1]
+
+
+def test_what_is_left_to_others_is_counted_by_what_they_say(monkeypatch):
+    """A shrug about a birthday that somebody was born with does not teach one about the address."""
+    monkeypatch.setattr(rehearsal, "ALIKE", 4)
+    rows = [(0, (1, 5 + i, 2), (9, 3)) for i in range(24)]
+    z = pack(rows, "cpu")._replace(thing=torch.zeros(len(rows), dtype=torch.long))
+    keep, three = torch.ones(len(rows), dtype=torch.bool), [((20 + i % 3), 3) for i in range(24)]
+    assert len(rehearsal.spread(z, keep, [(9, 3)] * 24)) == 4
+    kept = rehearsal.spread(z, keep, three)
+    assert sorted(i % 3 for i in kept) == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_bits_are_those_that_surprise_the_pretrained_self(base, world):
