@@ -183,7 +183,7 @@ def one(o, a, base, data, judged, key, rng):
             "needles_kept": sum(judged[line] for line in mine), "lines": len(lines),
             "hay_kept": sum(judged[line] for line in lines)
             - sum(judged[line] for line in mine),
-            "nights": len(logs), "undone": sum("undone" in log for log in logs),
+            "bits": night.BITS, "nights": len(logs), "undone": sum("undone" in log for log in logs),
             "moves": len(moves), "moves_undone": sum("undone" in move for move in moves),
             "seconds_reading": round(looked, 1), "seconds": round(time.time() - began, 1),
             "experts": [model.n_experts(level) for level in range(FAST, len(model.config.ranks))]}

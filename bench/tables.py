@@ -857,11 +857,12 @@ def over(runs, k):
 
 
 def haystacks(file):
-    """Haystacks of haystack.py: a line for each length and each chain of levels, over seeds."""
-    rows, names = {}, ("levels", "period", "room", "window", "needles", "tokens")
+    """Haystacks of haystack.py: a line for each length and each chain of levels, over seeds. bits:
+    what a parameter of a slower expert is to hold; it was .2 before it was written down."""
+    rows, names = {}, ("levels", "period", "room", "window", "needles", "tokens", "bits")
     for r in file["runs"]:
-        rows.setdefault(tuple(r[k] for k in names), []).append(r)
-    return table([*names, "seeds", "sleep", "window alone", "told", "old", "needles kept as news",
+        rows.setdefault(tuple(({"bits": 0.2} | r)[k] for k in names), []).append(r)
+    return table([*names[:-1], "bits a parameter", "seeds", "sleep", "window alone", "told", "old", "needles kept as news",
                   "hay kept", "nights"],
                  [[*key[:2], key[2] or "any", *key[3:], len(runs),
                    *(over(runs, k) for k in ("sleep", "window_alone", "told", "old")),

@@ -78,6 +78,9 @@ def test_the_table_is_over_seeds():
     assert len(lines) == 3
     assert "| 2 | 0.75 (0.50 to 1.00) | 0.00 (0.00 to 0.00) |" in lines[2]
     assert lines[2].endswith("| 0.75 | 2.0% | 2.0 |")
+    newer = tables.haystacks({"runs": [{**row, "seed": 6, "sleep": 1.0},
+                                       {**row, "seed": 6, "sleep": 0.0, "bits": 0.4}]})
+    assert [line.split(" | ")[6] for line in newer[2:]] == ["0.2", "0.4"]
 
 
 @pytest.mark.parametrize("words", [["--room=-1"], ["--tokens=x"], ["--window=999"], ["--levels=0"]])
