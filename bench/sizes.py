@@ -34,7 +34,7 @@ FLAGS = {
 }
 NAME = "sizes.py"
 USUAL = (night.BITS, night.MOVE_STEPS, rehearsal.WORDINGS)
-TRIED = (USUAL, (0.2, 3, 40), (0.8, 3, 40), (0.4, 2, 40), (1.6, 3, 40), (0.4, 6, 40), (0.4, 3, 100))
+TRIED = (USUAL, (0.8, 3, 40), (0.2, 3, 40), (1.6, 3, 40), (0.4, 6, 40), (0.4, 2, 40), (0.4, 3, 100))
 SMALLEST = 4                        # rank here: the least one of a move would hide what is tried
 APART = ("not_told", "reversed", "described", "typed")
 
