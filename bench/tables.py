@@ -731,9 +731,12 @@ def year(file):
               for r in runs if "killed" in r]
     same = ("seed", "people", "period", "levels", "directions")
     longest = {tuple(r.get(k) for k in same): r for r in reversed(runs)}.values()
-    return lines + [""] + table(["directions", "from level", "moves", "undone", "before",
-                                  "after, same days"],
-                                costs(list(longest)))    # a longer life holds the shorter
+    lines += [""] + table(["directions", "from level", "moves", "undone", "before",
+                           "after, same days"],
+                          costs(list(longest)))          # a longer life holds the shorter
+    return lines + [""] + table(["seed", "a slow level moves in night", "old, the morning before",
+                                 "the morning after"],
+                                [line for r in longest for line in born_with(r)])
 
 
 def sizes(file):
@@ -840,6 +843,12 @@ def costs(runs):
                paired(gaps) if len(gaps) > 1 else "-"]
 
 
+def born_with(run):
+    """A line for each night in which a slow level moves: what was known before the first day."""
+    nights = sorted({n for n, m in run["moves"] if m["level"] > 1}) if "old" in run else ()
+    return [[run["seed"], n, *(f"{run['old'][at]:.3f}" for at in (n - 2, n - 1))] for n in nights]
+
+
 def moved_days(run, night, level):
     """[(before, after)] of the days that moved in a night, where all were asked on both mornings."""
     first = night - run["period"] ** level + 1                      # the days of that period
@@ -862,7 +871,8 @@ def haystacks(file):
     rows, names = {}, ("levels", "period", "room", "window", "needles", "tokens", "bits")
     for r in file["runs"]:
         rows.setdefault(tuple(({"bits": 0.2} | r)[k] for k in names), []).append(r)
-    return table([*names[:-1], "bits a parameter", "seeds", "sleep", "window alone", "told", "old", "needles kept as news",
+    return table([*names[:-1], "bits a parameter", "seeds", "sleep", "window alone", "told", "old",
+                  "needles kept as news",
                   "hay kept", "nights"],
                  [[*key[:2], key[2] or "any", *key[3:], len(runs),
                    *(over(runs, k) for k in ("sleep", "window_alone", "told", "old")),

@@ -196,7 +196,7 @@ def row(o, number, summary, state, model, times, command):
             "R": {i + 1: summary["R"][i][:i + 1] for i in whole},
             "next_morning": [r[i] for i, r in enumerate(summary["R"])],
             "commits": [[min(nights), code] for code, nights in nights_of.items()],
-            "never_met": [night.get("never_met") for night in state["nights"]],
+            **{k: [night.get(k) for night in state["nights"]] for k in ("never_met", "old")},
             "lives_in": levels_of(o.days, moves), "moves": moves, "facts": told[0],
             "bits": told[1], "undone": sum("undone" in n for n in state["nights"]),
             "given_up": sum(n.get("given_up", 0) for n in state["nights"]),

@@ -136,6 +136,12 @@ def test_what_a_move_costs_is_read_from_the_mornings_around_it():
     assert few[:3] == [32, 1, 2] and all_[1:] == line[1:]
 
 
+def test_what_was_known_before_the_first_day_is_read_around_the_moves_of_slow_levels():
+    run = {"seed": 1, "moves": [[2, {"level": 1}], [4, {"level": 1}], [4, {"level": 2}]]}
+    assert tables.born_with(run) == []                              # older files have no such line
+    assert tables.born_with({**run, "old": [1.0, 0.9, 0.75, 0.5]}) == [[1, 4, "0.750", "0.500"]]
+
+
 def test_which_code_lived_which_nights():
     assert tables.of_code({"commits": [[1, "a"]]}) == "a" and tables.of_code({"commit": "c"}) == "c"
     assert tables.of_code({"commits": [[1, "a"], [57, "b"]]}) == "a from night 1, b from night 57"
