@@ -22,7 +22,7 @@ from data import flags                                               # noqa: E40
 from data.flags import SWITCH, TEXT                                  # noqa: E402
 
 PAGE = os.path.join(ROOT, "bench", "README.md")
-FILES = ("week.json", "week-paper.json", "moves.json", "year.json", "haystack.json",
+FILES = ("week.json", "week-paper.json", "moves.json", "year.json", "sizes.json", "haystack.json",
          "babilong.json", "crowd.json", "newcomer.json", "topics.json", "counting.json",
          "skills.json", "skills-search.json", "trial.json", "ingredients.json", "arms.json",
          "ablations.json", "knowledge.json", "classes-clinc150.json", "classes-dbpedia.json",
@@ -270,6 +270,16 @@ seed 9 was a passage given up, aloud. `python bench/year.py --days=365` goes on 
 """
 
 
+SIZES = """
+**How small may a slower expert be?** `bench/sizes.py`: the first move of a long life, made again
+from the same evening, with other constants. *bits a parameter*, as the self counts them: the
+surprise of each answer it dreams again, of which those of the world are a small part. *worst seed*,
+*minus before*: recall of all days, after minus before the move, paired by seed. Two
+seeds, no difference is certain: .4 keeps what .2 keeps, at half the size; .8 seems to lose some. More
+steps and wordings are built in and not run.
+"""
+
+
 HAYSTACK = """
 **Needles in a haystack.** `bench/haystack.py`, after MK-NIAH ([S] Figure 4): facts about people
 never met, among small talk and what the self has always known, read line by line through a window,
@@ -303,11 +313,12 @@ at hand. Two fifths of a story's sentences are not taken for news.
 
 
 def long(files):
-    file, hay, tales = (files[f"{name}.json"] for name in ("year", "haystack", "babilong"))
+    file, hay, tales, sized = (files[f"{name}.json"]
+                               for name in ("year", "haystack", "babilong", "sizes"))
     return ["## Long lives, and levels of memory", LONG,
             *headed("year.json", file, tables.year(file)),
             picture("year.png", "recall by the age of a memory, and bits a parameter by level"),
-            HAYSTACK,
+            SIZES, *headed("sizes.json", sized, tables.sizes(sized)), HAYSTACK,
             *headed("haystack.json", hay, tables.haystacks(hay)), BABILONG,
             *headed("babilong.json", tales, tables.babilong(tales))]
 
