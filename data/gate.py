@@ -127,7 +127,7 @@ def remember(model, marks, asked, max_new=MAX_NEW, surprise=SURPRISE):
     Of the memories that wake, `meant` says which are asked, and in which order. A memory that says
     "I do not know", or is not SURE (a slow one SURER), does not know; where none is sure, the
     surest counts, if it is more than a GUESS; one of a slow memory only where the pretrained self
-    says that it does not know. surprise: see `meant`. asked: questions as ids, <ask> ... <answer>.
+    says that it does not know, or cannot say so. surprise: see `meant`. asked: questions as ids.
     Returns [(answer ids, source)]; source: (level, expert), or None for the pretrained self. The
     rule chooses once a question: the whole answer, however long, comes from one source.
     """

@@ -24,7 +24,7 @@ DREAMS, LEAST = 8, 128              # a round: dreams for each entry of the gate
 WORDINGS = 40                       # in which a thing is asked about, by chance: all things, in all
 ASKED = 80000                       # questions in all, about; of many things fewer wordings each
 ROUNDS, NEW = 4, 0.04               # rounds at most; until so small a share of things is new
-ALIKE, QUIZZES = 24, 32000          # quizzes with one answer about one thing; in all, at most
+ALIKE, QUIZZES = 24, 32000          # quizzes with one answer about one thing; in all, about
 SHARPER = 2.0                       # inverse temperature of memories that are learnt again: doubt
                                     # would otherwise grow from level to level
 NEVER = -20.0                       # log p of what is not "I do not know", where that is taught
